@@ -1,0 +1,45 @@
+"""What is kept, and the promise about it; the nouns every other package speaks."""
+
+import store.bfloat16  # noqa: F401  registers the Zarr data type
+from store.capture import Capture, ColumnSpec
+from store.capture_spec import CaptureSpec
+from store.cell import Receipt
+from store.column import Column
+from store.direction import Direction, load_directions, save_directions
+from store.errors import DamageError, IncompleteError, InputError, ThresherError
+from store.finding import Finding
+from store.model_ref import ModelRef
+from store.pool import Outcome, Pool, SerialPool
+from store.prompt_set import PromptSet
+from store.sink import Sink, SinkBatch, SinkColumn
+from store.site import Site, expand_sites
+from store.store import Store
+from store.unit import Unit
+
+__all__ = [
+    "Capture",
+    "CaptureSpec",
+    "Column",
+    "ColumnSpec",
+    "DamageError",
+    "Direction",
+    "Finding",
+    "IncompleteError",
+    "InputError",
+    "ModelRef",
+    "Outcome",
+    "Pool",
+    "PromptSet",
+    "Receipt",
+    "SerialPool",
+    "Sink",
+    "SinkBatch",
+    "SinkColumn",
+    "Site",
+    "Store",
+    "ThresherError",
+    "Unit",
+    "expand_sites",
+    "load_directions",
+    "save_directions",
+]

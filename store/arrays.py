@@ -1,0 +1,109 @@
+"""One column of one cell as a Zarr v3 array: encoded in memory, decoded from a location.
+
+Layout: one shard for the whole array, inner chunks of whole rows of about half a mebibyte, so that a prompt's
+rows lie in one chunk or two; zstd; CRC32C behind every chunk and behind the shard's index. Chunks equal to the
+fill value are written too: a chunk that is missing is damage, never zeros.
+"""
+
+import json
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from store.digest import sha256
+from store.errors import DamageError
+from store.location import Location
+
+CHUNK_BYTES = 512 * 1024
+LARGEST_SHARD_BYTES = 1 << 30
+DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+CODECS = ("bytes", "zstd", "crc32c", "sharding_indexed")
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_BYTE = {"name": "bytes"}
+
+
+def encode_array(values: np.ndarray) -> dict[str, bytes]:
+    """The files of an array, by relative path: `zarr.json` and its shards."""
+    spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": _metadata(values), **_STRICT}
+    array = tensorstore.open(spec, create=True, context=tensorstore.Context()).result()
+    array.write(values).result()
+    files: Any = array.kvstore
+    return {key.decode(): files.read(key).result().value for key in files.list().result()}
+
+
+def open_array(location: Location, path: str, digest: str) -> Any:
+    """The array at `path` as a lazy tensorstore. `digest` is the SHA-256 of its zarr.json in the receipt.
+
+    Raises DamageError where the metadata is missing, altered, or asks for a codec that is not ours.
+    """
+    where = f"{path}/zarr.json"
+    try:
+        document = location.read(where)
+    except FileNotFoundError as error:
+        raise damaged(where) from error
+    if sha256(document) != digest:
+        raise damaged(where)
+    metadata = json.loads(document)
+    foreign = _codec_names(metadata["codecs"]) - set(CODECS)
+    if foreign or metadata["data_type"] not in DTYPES:
+        raise DamageError(f"{where} asks for {sorted(foreign) or metadata['data_type']}, which no store of ours does")
+    spec = {"driver": "zarr3", "kvstore": location.kvstore(path), **_STRICT}
+    return tensorstore.open(spec, open=True, read=True, context=_context()).result()
+
+
+def read_rows(array: Any, rows: slice | np.ndarray, where: str) -> np.ndarray:
+    """Rows of an opened array. Raises DamageError where a chunk is missing or fails its checksum."""
+    try:
+        return np.asarray(array[rows].read().result())
+    except ValueError as error:
+        raise damaged(where) from error
+
+
+def damaged(where: str) -> DamageError:
+    return DamageError(f"{where} is damaged: run 'thresher verify STORE --repair', then the harvest again")
+
+
+_STRICT = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+
+
+@cache
+def _context() -> Any:
+    """No cache: readers keep what they need, and a damaged file is seen on every read."""
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+
+def _metadata(values: np.ndarray) -> dict[str, Any]:
+    row_bytes = max(1, math.prod(values.shape[1:]) * values.dtype.itemsize)
+    chunk = max(1, min(CHUNK_BYTES // row_bytes, max(1, values.shape[0])))
+    rows = min(max(1, values.shape[0]), max(chunk, LARGEST_SHARD_BYTES // row_bytes))
+    shard = math.ceil(rows / chunk) * chunk
+    tail = [max(1, size) for size in values.shape[1:]]
+    order = _BYTE if values.dtype.itemsize == 1 else _BYTES
+    return {
+        "data_type": values.dtype.name,
+        "shape": list(values.shape),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *tail]}},
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [chunk, *tail],
+                    "codecs": [order, {"name": "zstd", "configuration": {"level": 1}}, {"name": "crc32c"}],
+                    "index_codecs": [_BYTES, {"name": "crc32c"}],
+                },
+            }
+        ],
+    }
+
+
+def _codec_names(codecs: list[dict[str, Any]]) -> set[str]:
+    names: set[str] = set()
+    for codec in codecs:
+        names.add(codec["name"])
+        inner = codec.get("configuration", {})
+        for nested in ("codecs", "index_codecs"):
+            names |= _codec_names(inner.get(nested, []))
+    return names

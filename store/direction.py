@@ -1,0 +1,78 @@
+"""Directions: unit vectors at sites, kept in one safetensors file with their provenance in its header."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from store.errors import InputError
+
+FORMAT = "thresher-directions-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """A vector at a site.
+
+    name    unique in its file, e.g. `model.layers.3.mlp.down_proj.weight.left.0`
+    site    where activations are projected on it, e.g. `resid_post.3`
+    vector  float32 [width]
+    source  JSON: where it came from (matrix, rank, sigma, models' digests …)
+    """
+
+    name: str
+    site: str
+    vector: np.ndarray
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, and durable when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_directions(path: Path | str, directions: Sequence[Direction], metadata: Mapping[str, Any]) -> None:
+    """Writes directions and JSON metadata. Raises InputError where two directions share a name."""
+    names = [direction.name for direction in directions]
+    if len(set(names)) != len(names):
+        raise InputError(f"two directions share a name in {path}: every direction needs its own")
+    header = {
+        "format": FORMAT,
+        "metadata": json.dumps(metadata),
+        "directions": json.dumps([{"name": d.name, "site": d.site, "source": dict(d.source)} for d in directions]),
+    }
+    tensors = {d.name: np.ascontiguousarray(d.vector, dtype=np.float32) for d in directions}
+    write_atomically(Path(path), save(tensors, metadata=header))
+
+
+def load_directions(path: Path | str) -> tuple[list[Direction], dict[str, Any]]:
+    """Directions and metadata of a file. Raises InputError where it is missing or not such a file."""
+    if not Path(path).is_file():
+        raise InputError(f"no directions at {path}: make them with 'thresher weights BASE TUNED --out DIR'")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"{path} holds no thresher directions (format {header.get('format')!r})")
+            directions = [
+                Direction(name=d["name"], site=d["site"], source=d["source"], vector=file.get_tensor(d["name"]))
+                for d in json.loads(header["directions"])
+            ]
+            return directions, json.loads(header["metadata"])
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,103 @@
+"""Prompt files as Arrow tables: JSONL, a JSON array, CSV, Parquet, a saved Hugging Face dataset."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from store.errors import InputError
+
+
+def read_table(path: Path) -> pa.Table:
+    """The rows of a file, columns as they are named there. Raises InputError for what cannot be read."""
+    if not path.exists():
+        raise InputError(f"no prompt file at {path}: check the path")
+    if path.is_dir():
+        return _read_dataset(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path} has the ending {path.suffix!r}: prompts come as {', '.join(_READERS)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: it holds no prompts")
+    try:
+        return reader(path)
+    except (pa.ArrowException, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            rows.append(_object(line, f"line {number} of {path}"))
+    return _table(rows, path)
+
+
+def _read_json(path: Path) -> pa.Table:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}; for one object a line name it .jsonl") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} should hold a JSON array of objects, one per prompt")
+    return _table(rows, path)
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not readable JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} should be a JSON object")
+    return row
+
+
+def _table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
+    # from_pylist takes its columns from the first row alone: a column that begins later would be lost.
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except pa.ArrowException as error:
+            if all(value is None or isinstance(value, (str, int, float, bool)) for value in values):
+                columns[name] = pa.array([None if value is None else str(value) for value in values])
+            else:
+                raise InputError(f"column {name!r} of {path} mixes kinds of values: {error}") from error
+    return pa.table(columns)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    return pyarrow.parquet.ParquetFile(path).read()
+
+
+def _read_dataset(path: Path) -> pa.Table:
+    files = sorted(path.glob("*.parquet"))
+    if files:
+        return pa.concat_tables([_read_parquet(file) for file in files], promote_options="default")
+    files = sorted(path.glob("data-*.arrow"))
+    if not files:
+        raise InputError(f"{path} is a folder without *.parquet or data-*.arrow: it holds no prompts to read")
+    return pa.concat_tables([pa.ipc.open_stream(file.read_bytes()).read_all() for file in files])
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

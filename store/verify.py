@@ -1,0 +1,116 @@
+"""Verification: every record, every file, every checksum; what is damaged is named, never guessed at."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from store.arrays import open_array, read_rows
+from store.cell import GROUP, Receipt, decode_receipt, read_tokens
+from store.digest import digest_array, digest_rows, digest_tokens, sha256
+from store.errors import DamageError
+from store.prompt_batches import read_batches
+from store.record import decode_record
+from store.store import ROOT, Store
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Something that is not what was written. `cell` is model/unit/capture, None outside of cells."""
+
+    path: str
+    reason: str
+    cell: tuple[str, str, str] | None = None
+
+
+def verify_store(store: Store, *, deep: bool = False, progress: Progress = lambda cells: None) -> list[Damage]:
+    """All damage of a store. Every file is read; `deep` also decodes every column and digests its content."""
+    found = list(_verify_frame(store))
+    for path in store.location.list("receipts"):
+        found += _verify_receipt(store, path, deep)
+        progress(1)
+    return found
+
+
+def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, str]]:
+    """Withdraws the damaged cells, receipt first, so that the next harvest computes exactly them again."""
+    cells = sorted({damage.cell for damage in damages if damage.cell is not None})
+    for model, unit, capture in cells:
+        withdraw_cell(store, model, unit, capture)
+    return cells
+
+
+def withdraw_cell(store: Store, model: str, unit: str, capture: str) -> None:
+    """Removes a cell: the receipt first, so that no reader trusts what is being deleted."""
+    store.location.delete(f"receipts/{model}/{unit}/{capture}.json")
+    for path in list(store.location.list(f"cells/{model}/{unit}/{capture}")):
+        store.location.delete(path)
+
+
+def _verify_frame(store: Store) -> Iterator[Damage]:
+    """What is not a cell: root, groups, prompts, captures, wanted models."""
+    location = store.location
+    if location.read("zarr.json") != ROOT:
+        yield Damage(path="zarr.json", reason="the root group is not what was written")
+    for batch in read_batches(location):
+        for unit in batch.units:
+            if digest_rows(store.unit_prompts(unit)) != unit.digest:
+                yield Damage(path=batch.file, reason=f"the prompts of {unit.name} are not those that were planned")
+    for folder in ("captures", "models"):
+        for path in location.list(folder):
+            try:
+                decode_record(location.read(path), path)
+            except DamageError:
+                yield Damage(path=path, reason="its checksum is wrong")
+    for path in location.list("cells"):
+        parts = path.split("/")
+        if parts[-1] == "zarr.json" and len(parts) <= 5 and location.read(path) != GROUP:
+            yield Damage(path=path, reason="the group is not what was written")
+
+
+def _verify_receipt(store: Store, path: str, deep: bool) -> Iterator[Damage]:
+    cell = _cell_of(path)
+    try:
+        receipt = decode_receipt(store.location.read(path), path, path)
+    except DamageError as error:
+        yield Damage(path=path, reason=str(error).split(":")[0], cell=cell)
+        return
+    units = {unit.name: unit for unit in store.units}
+    if receipt.unit not in units or units[receipt.unit].digest != receipt.unit_digest:
+        yield Damage(path=path, reason="it speaks of other prompts than the store holds", cell=cell)
+    broken = False
+    for name, (size, digest) in receipt.files.items():
+        reason = _check_file(store, f"{receipt.folder}/{name}", size, digest)
+        if reason:
+            broken = True
+            yield Damage(path=f"{receipt.folder}/{name}", reason=reason, cell=cell)
+    if deep and not broken:
+        yield from _verify_content(store, receipt, cell)
+
+
+def _check_file(store: Store, path: str, size: int, digest: str) -> str | None:
+    try:
+        data = store.location.read(path)
+    except FileNotFoundError:
+        return "the file is missing"
+    except OSError as error:
+        return f"the file cannot be read ({error.strerror})"
+    if len(data) != size:
+        return f"the file has {len(data)} bytes, not {size}"
+    return None if sha256(data) == digest else "its checksum is wrong"
+
+
+def _verify_content(store: Store, receipt: Receipt, cell: tuple[str, str, str]) -> Iterator[Damage]:
+    for name, column in receipt.columns.items():
+        where = f"{receipt.folder}/{column.path}"
+        array = open_array(store.location, where, receipt.files[f"{column.path}/zarr.json"][1])
+        values = read_rows(array, slice(None), where)
+        if digest_array(values) != column.digest:
+            yield Damage(path=where, reason=f"the content of {name} has another digest than its receipt", cell=cell)
+    if digest_tokens(read_tokens(store.location, receipt)) != receipt.tokens_digest:
+        yield Damage(path=receipt.folder, reason="the token table has another digest than its receipt", cell=cell)
+
+
+def _cell_of(path: str) -> tuple[str, str, str]:
+    _, model, unit, capture = path.removesuffix(".json").split("/")
+    return model, unit, capture
