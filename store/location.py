@@ -126,7 +126,7 @@ def locate(path: Path | str) -> Location:
     text = str(path)
     if "://" in text:
         raise InputError(f"{text!r} is a URL: stores lie on local or shared file systems; give a path")
-    return LocalLocation(Path(text).expanduser())
+    return LocalLocation(Path(text).expanduser().absolute())
 
 
 def prove_exclusive_create(location: Location) -> None:

@@ -13,7 +13,7 @@ from store.capture import Capture, ColumnSpec, read_captures, register_captures
 from store.cell import Receipt, publish_cell, read_receipt, read_tokens
 from store.column import Column, check_uniform
 from store.digest import canonical_json, digest_json, digest_sequence
-from store.errors import IncompleteError, InputError
+from store.errors import DamageError, IncompleteError, InputError
 from store.location import Location, locate, prove_exclusive_create
 from store.model_ref import ModelRef
 from store.names import check_name
@@ -253,12 +253,19 @@ def _with_ids(tokens: pa.Table, unit: Unit, prompts: PromptSet) -> pa.Table:
 
 
 def _read_root(location: Location) -> int | None:
-    """The store format at a location; None where there is no store. Raises InputError for a newer format."""
+    """The store format at a location; None where there is no store.
+
+    Raises InputError for a newer format, DamageError where there are prompts but no readable root group.
+    """
     try:
         document = json.loads(location.read("zarr.json"))
         version = document["attributes"]["thresher"]["format"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        if next(location.list("prompts"), None) is None:
+            return None
+        raise DamageError(
+            f"{location.url}/zarr.json is damaged or missing: restore it, it always reads {ROOT.decode()}"
+        ) from error
     if not isinstance(version, int) or version > FORMAT:
         raise InputError(
             f"{location.url} has store format {version!r}, and this thresher reads up to {FORMAT}: update thresher"

