@@ -7,6 +7,7 @@ fill value are written too: a chunk that is missing is damage, never zeros.
 
 import json
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -54,12 +55,37 @@ def open_array(location: Location, path: str, digest: str) -> Any:
     return tensorstore.open(spec, open=True, read=True, context=_context()).result()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Rows on their way into memory. Many can be on their way at once."""
+
+    future: Any
+    where: str
+
+    def wait(self) -> None:
+        """Returns when the rows are there. Raises DamageError where a chunk is missing or fails its checksum."""
+        try:
+            self.future.result()
+        except ValueError as error:
+            raise damaged(self.where) from error
+
+
+def start_read(array: Any, rows: slice | np.ndarray, into: np.ndarray, where: str) -> Reading:
+    """Begins to read rows of an opened array into memory of the same shape and dtype."""
+    return Reading(future=tensorstore.array(into).write(array[rows]), where=where)
+
+
 def read_rows(array: Any, rows: slice | np.ndarray, where: str) -> np.ndarray:
     """Rows of an opened array. Raises DamageError where a chunk is missing or fails its checksum."""
-    try:
-        return np.asarray(array[rows].read().result())
-    except ValueError as error:
-        raise damaged(where) from error
+    view = array[rows]
+    values = np.empty(view.shape, view.dtype.numpy_dtype)
+    start_read(array, rows, values, where).wait()
+    return values
+
+
+def chunk_rows(array: Any) -> int:
+    """Rows of one chunk: what is read and decoded at once."""
+    return int(array.chunk_layout.read_chunk.shape[0])
 
 
 def damaged(where: str) -> DamageError:

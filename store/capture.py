@@ -56,7 +56,7 @@ class Capture:
 
 
 def read_captures(location: Location) -> list[Capture]:
-    """All registered captures, oldest first."""
+    """All registered captures, oldest first; withdrawn ones have no columns."""
     return [_decode(location, number) for number in _numbers(location)]
 
 
@@ -82,6 +82,11 @@ def register_captures(location: Location, columns: list[ColumnSpec]) -> list[Cap
         }
         # Lost to another driver: read again, it may have registered the very same columns.
         location.create(f"captures/{number:04d}.json", encode_record(record))
+
+
+def withdraw_capture(location: Location, capture_id: str) -> None:
+    """Frees a capture's names. Its record stays, empty, so that its number never means something else."""
+    location.write({f"captures/{capture_id}.json": encode_record({"format": 1, "columns": []})})
 
 
 def _numbers(location: Location) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from store.arrays import open_array, read_rows
+from store.arrays import Reading, chunk_rows, open_array, read_rows, start_read
 from store.cell import Receipt
-from store.errors import DamageError
+from store.digest import digest_sequence
+from store.errors import DamageError, InputError
 from store.location import Location
 
 
@@ -60,7 +61,7 @@ class Column:
             position = int(rows) + len(self) if rows < 0 else int(rows)
             if not 0 <= position < len(self):
                 raise IndexError(f"row {rows} is out of range for {len(self)} rows of {self.name!r}")
-            values = self._gather(np.array([position]))[0]
+            values = self._slice(position, position + 1, 1)[0]
             return np.asarray(values[tuple(rest)] if rest else values)
         if isinstance(rows, slice):
             values = self._slice(*rows.indices(len(self)))
@@ -80,7 +81,45 @@ class Column:
     def per_unit(self) -> Iterator[np.ndarray]:
         """The column's values of each unit, in unit order."""
         for number in range(len(self.receipts)):
-            yield self._read(number, slice(None))
+            yield read_rows(self._open(number), slice(None), self._where(number))
+
+    def chunks(self) -> np.ndarray:
+        """First row of every chunk and, last, the number of rows: int64 [chunks + 1].
+
+        Rows between two of these are read and decoded at once; a cell begins a chunk of its own.
+        """
+        starts, begin = [], 0
+        for number, end in enumerate(self._borders):
+            if begin < end:
+                starts.append(np.arange(begin, end, chunk_rows(self._open(number)), dtype=np.int64))
+            begin = end
+        return np.concatenate([*starts, np.array([begin], dtype=np.int64)])
+
+    def read_into(self, ranges: Sequence[tuple[int, int]], into: np.ndarray) -> None:
+        """Reads the rows [start, stop) of every range, one range after the other, into `into`; all at once."""
+        readings, filled = [], 0
+        for start, stop in ranges:
+            part = into[filled : filled + stop - start]
+            readings += self._start_range(start, stop, part)
+            filled += stop - start
+        _wait(readings)
+
+    def to_dask(self) -> Any:
+        """The column as a lazy dask array, a block per unit. Needs dask: `pip install dask`."""
+        try:
+            # Imported here: only this method needs it, and thresher does not depend on it.
+            import dask.array
+        except ImportError as error:
+            raise InputError("to_dask needs dask, which is not installed: run 'pip install dask'") from error
+        counts = tuple(receipt.columns[self.name].shape[0] for receipt in self.receipts)
+        blocks = (tuple(count for count in counts if count) or (0,), *((size,) for size in self.shape[1:]))
+        # Named by content, so that equal columns share their blocks.
+        token = digest_sequence(receipt.columns[self.name].digest for receipt in self.receipts)
+        return dask.array.from_array(self, chunks=blocks, name=f"{self.name}-{token[:16]}", asarray=True, meta=self[:0])
+
+    def unit_start(self, number: int) -> int:
+        """First row of the `number`-th unit that the column holds."""
+        return self._borders[number - 1] if number else 0
 
     @cached_property
     def _borders(self) -> list[int]:
@@ -101,29 +140,43 @@ class Column:
     def _slice(self, start: int, stop: int, step: int) -> np.ndarray:
         if step != 1:
             return self._gather(np.arange(start, stop, step))
-        parts, begin = [], 0
-        for number, end in enumerate(self._borders):
-            low, high = max(start, begin), min(stop, end)
-            if low < high:
-                parts.append(self._read(number, slice(low - begin, high - begin)))
-            begin = end
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)
+        values = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        self.read_into([(start, stop)], values)
+        return values
+
+    def _start_range(self, start: int, stop: int, into: np.ndarray) -> Iterator[Reading]:
+        """Begins to read the rows [start, stop), a reading per cell that has some."""
+        row = start
+        while row < stop:
+            number = bisect_right(self._borders, row)
+            begin = self.unit_start(number)
+            end = min(stop, self._borders[number])
+            yield self._start(number, slice(row - begin, end - begin), into[row - start : end - start])
+            row = end
 
     def _gather(self, positions: np.ndarray) -> np.ndarray:
         """Rows in the order asked; each cell is asked once, whatever the order."""
+        if positions.size and np.array_equal(positions, np.arange(positions[0], positions[0] + positions.size)):
+            return self._slice(int(positions[0]), int(positions[0]) + positions.size, 1)
         values = np.empty((positions.size, *self.shape[1:]), self.dtype)
-        numbers = np.array([bisect_right(self._borders, position) for position in positions.tolist()], dtype=np.int64)
-        for number in np.unique(numbers):
-            begin = self._borders[number - 1] if number else 0
-            chosen = numbers == number
-            values[chosen] = self._read(int(number), positions[chosen] - begin)
+        numbers = np.searchsorted(self._borders, positions, side="right")
+        parts = []
+        for number in np.unique(numbers).tolist():
+            begin = self.unit_start(number)
+            chosen = np.flatnonzero(numbers == number)
+            part = np.empty((chosen.size, *self.shape[1:]), self.dtype)
+            parts.append((chosen, part, self._start(number, positions[chosen] - begin, part)))
+        _wait([reading for _, _, reading in parts])
+        for chosen, part, _ in parts:
+            values[chosen] = part
         return values
 
-    def _read(self, number: int, rows: slice | np.ndarray) -> np.ndarray:
+    def _start(self, number: int, rows: slice | np.ndarray, into: np.ndarray) -> Reading:
+        return start_read(self._open(number), rows, into, self._where(number))
+
+    def _where(self, number: int) -> str:
         receipt = self.receipts[number]
-        return read_rows(self._open(number), rows, f"{receipt.folder}/{receipt.columns[self.name].path}")
+        return f"{receipt.folder}/{receipt.columns[self.name].path}"
 
     def _open(self, number: int) -> Any:
         if number not in self._opened:
@@ -139,6 +192,15 @@ class Column:
     @cached_property
     def _opened(self) -> dict[int, Any]:
         return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it opens the arrays itself."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _wait(readings: Sequence[Reading]) -> None:
+    for reading in readings:
+        reading.wait()
 
 
 def check_uniform(name: str, receipts: Sequence[Receipt]) -> None:

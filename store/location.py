@@ -1,19 +1,15 @@
 """Where a store lies: whole objects, written durably, and one exclusive create.
 
-A location knows five verbs. Everything the store promises rests on `create`: of any number of writers, one
+A location knows a few verbs. Everything the store promises rests on `create`: of any number of writers, one
 succeeds, and every other is told so.
 """
 
-import errno
-import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from store.errors import IncompleteError, InputError
+from store.errors import InputError
 
 
 class Location(Protocol):
@@ -34,6 +30,9 @@ class Location(Protocol):
     def list(self, prefix: str) -> Iterator[str]:
         """Paths of all objects under a folder, in sorted order; nothing where there is no such folder."""
 
+    def modified(self, path: str) -> float:
+        """When an object was last written, in seconds since the epoch."""
+
     def delete(self, path: str) -> None:
         """Removes an object; silent where there is none."""
 
@@ -41,91 +40,17 @@ class Location(Protocol):
         """tensorstore's key-value store specification of a folder."""
 
 
-@dataclass(frozen=True)
-class LocalLocation:
-    """A folder on a local disk or a shared file system with hard links."""
-
-    root: Path
-
-    @property
-    def url(self) -> str:
-        return str(self.root)
-
-    def write(self, files: dict[str, bytes]) -> None:
-        with _explained(self.root):
-            folders: set[Path] = set()
-            for path, data in files.items():
-                target = self.root / path
-                folders |= self._make_folder(target.parent)
-                self._write_durably(target, data)
-            for folder in folders:
-                _sync_folder(folder)
-
-    def create(self, path: str, data: bytes) -> bool:
-        with _explained(self.root):
-            target = self.root / path
-            folders = self._make_folder(target.parent)
-            partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-            try:
-                self._write_durably(partial, data)
-                os.link(partial, target)
-            except FileExistsError:
-                return False
-            finally:
-                partial.unlink(missing_ok=True)
-            for folder in folders:
-                _sync_folder(folder)
-            return True
-
-    def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
-
-    def list(self, prefix: str) -> Iterator[str]:
-        for folder, folders, files in os.walk(self.root / prefix):
-            folders.sort()
-            relative = Path(folder).relative_to(self.root)
-            yield from ((relative / name).as_posix() for name in sorted(files) if not name.endswith(".partial"))
-
-    def delete(self, path: str) -> None:
-        target = self.root / path
-        with _explained(self.root):
-            try:
-                target.unlink()
-            except FileNotFoundError:
-                return
-            _sync_folder(target.parent)
-            for folder in list(target.relative_to(self.root).parents)[:-1]:
-                try:
-                    (self.root / folder).rmdir()
-                except OSError:
-                    return
-
-    def kvstore(self, path: str) -> dict[str, Any]:
-        return {"driver": "file", "path": f"{self.root.absolute() / path}/"}
-
-    def _make_folder(self, folder: Path) -> set[Path]:
-        """Makes a folder with its parents; returns every folder whose entries have to be synced."""
-        touched = {folder}
-        while not folder.exists():
-            folder = folder.parent
-            touched.add(folder)
-        for made in sorted(touched):
-            made.mkdir(parents=True, exist_ok=True)
-        return touched
-
-    @staticmethod
-    def _write_durably(path: Path, data: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-
 def locate(path: Path | str) -> Location:
-    """The location that a user's path or URL names."""
+    """The location that a user's path or URL names. Raises InputError for a URL of another kind."""
+    # Imported here: both kinds of location know this protocol.
+    from store.local_location import LocalLocation
+    from store.s3_location import S3Location
+
     text = str(path)
+    if text.startswith("s3://"):
+        return S3Location.from_url(text)
     if "://" in text:
-        raise InputError(f"{text!r} is a URL: stores lie on local or shared file systems; give a path")
+        raise InputError(f"{text!r} is no place for a store: give a path, or s3://BUCKET/PREFIX")
     return LocalLocation(Path(text).expanduser().absolute())
 
 
@@ -133,44 +58,11 @@ def prove_exclusive_create(location: Location) -> None:
     """Proves at a new location that a second exclusive create is refused. Raises InputError if it is not."""
     path = f"probe-{secrets.token_hex(8)}"
     try:
-        first, second = location.create(path, b"1"), location.create(path, b"2")
-        if not first or second or location.read(path) != b"1":
+        location.create(path, b"1")
+        if location.create(path, b"2") or location.read(path) != b"1":
             raise InputError(
                 f"{location.url} does not refuse to create a file that is there already, so two writers could "
                 "overwrite each other: choose another file system"
             )
     finally:
         location.delete(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_STOPPERS = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EIO: "the disk reports an input/output error: check it",
-    errno.EACCES: "permission was refused: restore it",
-    errno.EPERM: "permission was refused: restore it",
-    errno.EROFS: "the file system is read-only: remount it",
-    errno.EMFILE: "too many files are open: raise 'ulimit -n'",
-}
-
-
-@contextmanager
-def _explained(root: Path) -> Iterator[None]:
-    """Turns what a disk can do to us into a line for people; what was published stays as it is."""
-    try:
-        yield
-    except OSError as error:
-        reason = _STOPPERS.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise IncompleteError(
-            f"cannot write to {root}: {reason} and run the same command again; what was published is kept"
-        ) from error

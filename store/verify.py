@@ -9,6 +9,7 @@ from store.digest import digest_array, digest_rows, digest_tokens, sha256
 from store.errors import DamageError
 from store.prompt_batches import read_batches
 from store.record import decode_record
+from store.removal import withdraw_cell
 from store.store import ROOT, Store
 
 Progress = Callable[[int], None]
@@ -38,13 +39,6 @@ def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, st
     for model, unit, capture in cells:
         withdraw_cell(store, model, unit, capture)
     return cells
-
-
-def withdraw_cell(store: Store, model: str, unit: str, capture: str) -> None:
-    """Removes a cell: the receipt first, so that no reader trusts what is being deleted."""
-    store.location.delete(f"receipts/{model}/{unit}/{capture}.json")
-    for path in list(store.location.list(f"cells/{model}/{unit}/{capture}")):
-        store.location.delete(path)
 
 
 def _verify_frame(store: Store) -> Iterator[Damage]:

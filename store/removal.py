@@ -1,0 +1,86 @@
+"""Taking things out of a store: receipts first, so that no reader trusts what is being deleted."""
+
+import time
+from collections.abc import Callable
+
+from store.capture import withdraw_capture
+from store.cell import decode_receipt, receipt_path
+from store.errors import DamageError, InputError
+from store.store import Store
+
+Progress = Callable[[int], None]
+
+
+def withdraw_cell(store: Store, model: str, unit: str, capture: str) -> None:
+    """Removes a cell: the receipt, then its files."""
+    store.location.delete(receipt_path(model, unit, capture))
+    for path in list(store.location.list(f"cells/{model}/{unit}/{capture}")):
+        store.location.delete(path)
+
+
+def cells_of(store: Store, *, model: str | None, capture: str | None) -> list[tuple[str, str, str]]:
+    """(model, unit, capture) of the published cells that match. Raises InputError where the name is unknown."""
+    wanted = store.wanted()
+    for name, known, what in (
+        (model, {known for known, _ in wanted}, "model"),
+        (capture, {known.id for known in store.captures}, "capture"),
+    ):
+        if name is not None and name not in known:
+            raise InputError(f"{store.path} has no {what} {name!r}: it has {', '.join(sorted(known)) or 'none'}")
+    found = []
+    for path in store.location.list("receipts"):
+        cell = tuple(path.removesuffix(".json").split("/")[1:])
+        if len(cell) == 3 and model in (None, cell[0]) and capture in (None, cell[2]):
+            found.append((cell[0], cell[1], cell[2]))
+    return found
+
+
+def delete_cells(
+    store: Store, *, model: str | None, capture: str | None, progress: Progress = lambda cells: None
+) -> int:
+    """Withdraws all cells of a model or a capture, then what asked for them; returns the number of cells.
+
+    A deleted capture's names are free again; its number is not used twice. Killed on the way it leaves the store
+    incomplete, and the same call goes on.
+    """
+    cells = cells_of(store, model=model, capture=capture)
+    for cell in cells:
+        store.location.delete(receipt_path(*cell))
+    for cell in cells:
+        withdraw_cell(store, *cell)
+        progress(1)
+    for known, identity in store.wanted():
+        if model in (None, known) and capture in (None, identity):
+            store.location.delete(f"models/{known}/{identity}.json")
+    if capture is not None and model is None:
+        withdraw_capture(store.location, capture)
+    return len(cells)
+
+
+def garbage(store: Store, *, older_than: float) -> list[str]:
+    """Folders of attempts that no receipt names and that nobody wrote to for `older_than` seconds.
+
+    A damaged receipt names nothing that can be trusted: its cell's attempts are kept for `verify --repair`.
+    """
+    kept = set()
+    for path in store.location.list("receipts"):
+        try:
+            kept.add(decode_receipt(store.location.read(path), path, path).folder)
+        except DamageError:
+            model, unit, capture = path.removesuffix(".json").split("/")[1:]
+            kept.add(f"cells/{model}/{unit}/{capture}")
+    newest: dict[str, float] = {}
+    for path in store.location.list("cells"):
+        folder = "/".join(path.split("/")[:5])
+        if path.count("/") > 4 and folder not in kept and folder.rpartition("/")[0] not in kept:
+            newest[folder] = max(newest.get(folder, 0.0), store.location.modified(path))
+    limit = time.time() - older_than
+    return sorted(folder for folder, written in newest.items() if written <= limit)
+
+
+def remove_attempt(store: Store, folder: str) -> int:
+    """Deletes an attempt's files; returns how many."""
+    paths = list(store.location.list(folder))
+    for path in paths:
+        store.location.delete(path)
+    return len(paths)
