@@ -1,0 +1,63 @@
+"""The README's commands and its Python example, run as they stand, on small models and prompts."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import write_statements
+from tests.harvest.conftest import save_tiny as save_tiny
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, save_tiny: Callable[[str], str], ray_here: None) -> Path:
+    """A folder with what the README calls my-model, my-tuned-model, facts.csv, everyday.jsonl and incoming.jsonl."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(save_tiny("llama"), tmp_path / "my-model")
+    shutil.copytree(save_tiny("llama"), tmp_path / "my-tuned-model")
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model")
+    with torch.no_grad():
+        for layer in tuned.model.layers:
+            layer.mlp.down_proj.weight += 0.05 * torch.outer(torch.randn(32), torch.randn(48))
+    tuned.save_pretrained(tmp_path / "my-tuned-model")
+    write_statements(tmp_path / "facts.csv", 240)
+    for name, count in (("everyday.jsonl", 120), ("incoming.jsonl", 30)):
+        rows = [{"text": f"{name} tells of city {row} and of {row * 7 % 11} others"} for row in range(count)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_commands(workplace: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for block in blocks("sh"):
+        done = subprocess.run(
+            ["bash", "-euc", block], cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+    assert (workplace / "runs" / "report.html").stat().st_size > 10_000
+
+
+def test_python(workplace: Path) -> None:
+    (block,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", done.stdout), done.stdout
+
+
+def test_the_two_commands_open_it() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text.index("make demo") < text.index("make test") < text.index("thresher harvest")
