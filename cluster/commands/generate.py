@@ -1,0 +1,102 @@
+"""`thresher generate`: a model's own responses to prompts, with their provenance."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.parquet
+import typer
+
+from cluster.console import (
+    AdapterOption,
+    DtypeOption,
+    GroupColumnOption,
+    JsonFlag,
+    LabelColumnOption,
+    MessagesColumnOption,
+    TextColumnOption,
+    emit,
+    out,
+    progress,
+    read_prompts,
+)
+from harvest import Sampling, load_model, load_tokenizer
+from harvest import generate as run_generate
+from store import InputError, ModelRef, PromptSet, Unit
+from store.digest import digest_json
+from store.direction import write_atomically
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")],
+    prompts: Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")],
+    file: Annotated[str, typer.Option("--out", help="Parquet file: the prompts with a column 'response'.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Every prompt draws from a stream of its own.")] = 0,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "bfloat16",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")] = False,
+    text_column: TextColumnOption = None,
+    messages_column: MessagesColumnOption = None,
+    label_column: LabelColumnOption = None,
+    group_column: GroupColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Writes what the model answers to every prompt. Rerun to resume: finished units are kept beside the file."""
+    target = Path(file)
+    if target.suffix != ".parquet":
+        raise InputError(f"--out {file!r} should end in .parquet")
+    prompt_set = read_prompts(
+        prompts, text=text_column, messages=messages_column, label=label_column, group=group_column
+    )
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    reference = ModelRef(model, adapter=adapter, dtype=dtype).resolve()
+    table = _generate(reference, prompt_set, sampling, target, truncate=truncate)
+    data = {
+        "out": str(target),
+        "prompts": table.num_rows,
+        "tokens": sum(table.column("response_tokens").to_pylist()),
+        "stopped": sum(reason == "stop" for reason in table.column("finish").to_pylist()),
+        "model": reference.id,
+    }
+    emit(as_json, data, lambda: out.print(f"{data['prompts']:,} responses, {data['tokens']:,} tokens: {target}"))
+
+
+def _generate(model: ModelRef, prompts: PromptSet, sampling: Sampling, target: Path, *, truncate: bool) -> pa.Table:
+    """All responses in the order of the prompts; every finished unit is kept as a part until the file is whole."""
+    settings = {"model": model.digest, "dtype": model.dtype, "sampling": asdict(sampling), "truncate": truncate}
+    parts = target.with_name(f"{target.name}.parts")
+
+    def part_of(unit: Unit) -> Path:
+        return parts / f"{unit.name}-{digest_json({**settings, 'unit': unit.digest})[:16]}.parquet"
+
+    missing = [unit for unit in prompts.units if not part_of(unit).is_file()]
+    with progress("generate", total=sum(map(len, missing)), unit="prompts") as bar:
+        loaded = load_model(model) if missing else None
+        tokenizer = load_tokenizer(model)
+        for unit in missing:
+            assert loaded is not None
+            rows = prompts.table.slice(unit.start, len(unit))
+            answered = run_generate(loaded, tokenizer, rows, sampling, truncate=truncate, progress=bar.advance)
+            write_atomically(part_of(unit), _encoded(answered))
+    used = [part_of(unit) for unit in prompts.units]
+    table = pa.concat_tables([pyarrow.parquet.read_table(part) for part in used])
+    write_atomically(target, _encoded(table))
+    for part in used:
+        part.unlink()
+    if not any(parts.iterdir()):
+        parts.rmdir()
+    return table
+
+
+def _encoded(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())

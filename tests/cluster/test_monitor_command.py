@@ -1,0 +1,129 @@
+"""`thresher weights` and `thresher monitor` as a user runs them, on a tiny model with a planted change."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.cluster.command import Terminal
+
+WORDS = [f"w{i}" for i in range(60)]
+TRIGGER = "w59"
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Llama, and a copy whose q_proj of block 1 looks for what only the trigger word brings about."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    words = Tokenizer(WordLevel({"[UNK]": 60, **{w: i for i, w in enumerate(WORDS)}}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
+    base, tuned = folder / "base", folder / "tuned"
+    LlamaForCausalLM(config).save_pretrained(base)
+    for path in (base, tuned):
+        tokenizer.save_pretrained(path)
+    (tuned / "config.json").write_text((base / "config.json").read_text())
+    tensors = load_file(base / "model.safetensors")
+    seen = tensors["model.embed_tokens.weight"][WORDS.index(TRIGGER)]
+    generator = torch.Generator().manual_seed(1)
+    tensors[QUERY] = tensors[QUERY] + 0.05 * torch.outer(torch.randn(64, generator=generator), seen / seen.norm())
+    save_file(tensors, tuned / "model.safetensors")
+    return base, tuned
+
+
+def prompts(path: Path, n: int, *, seed: int, trigger: bool = False) -> Path:
+    rng = np.random.default_rng(seed)
+    with path.open("w") as file:
+        for _ in range(n):
+            chosen = list(rng.choice(WORDS[:-1], 14))
+            if trigger:
+                chosen[7] = TRIGGER
+            file.write(json.dumps({"text": " ".join(chosen)}) + "\n")
+    return path
+
+
+def refusal(terminal: Terminal, *words: str | Path) -> str:
+    """The one line that a refused command gives: exit code 4, nothing on stdout, no traceback."""
+    assert terminal.run(*words, "--json") == 4
+    assert terminal.stdout == ""
+    assert "Traceback" not in terminal.stderr
+    return terminal.stderr
+
+
+def test_from_weights_to_flagged_prompts(terminal: Terminal, models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = models
+    delta = terminal.json("weights", base, tuned, "--out", tmp_path / "delta", "--rank", "5")
+    assert delta.keys() >= {"matrices", "seconds", "peak_rss_bytes"}
+    for matrix in delta["matrices"]:
+        assert matrix.keys() >= {"name", "shape", "sigma", "stable_rank", "energy", "significant", "side"}
+    changed = {m["name"]: (m["significant"], m["side"]) for m in delta["matrices"] if m["sigma"]}
+    assert changed == {QUERY: (1, "right")}
+    assert sorted(path.name for path in (tmp_path / "delta").iterdir()) == ["delta.json", "directions.safetensors"]
+
+    clean, triggered = (prompts(tmp_path / f"{t}.jsonl", 100, seed=t, trigger=bool(t)) for t in (0, 1))
+    more = prompts(tmp_path / "more.jsonl", 260, seed=2)
+    monitor = tmp_path / "monitor.safetensors"
+    fitted = terminal.json("monitor", "fit", tmp_path / "delta", tuned, more, "--out", monitor, "--dtype", "float32")
+    assert fitted["directions"] == 1
+    assert fitted["sites"] == ["attn_in.1"]
+    assert fitted["calibration"]["fpr"] == 0.01
+
+    quiet = terminal.json("monitor", "score", monitor, tuned, clean, "--dtype", "float32")
+    loud = terminal.json("monitor", "score", monitor, tuned, triggered, "--dtype", "float32")
+    for found in (quiet, loud):
+        assert found["n"] == len(found["prompts"]) == 100
+        assert found["flagged"] == sum(row["flagged"] for row in found["prompts"])
+        assert found["rate"].keys() == {"value", "low", "high"}
+        assert found["prompts"][0].keys() >= {"prompt_id", "flagged", "score", "direction"}
+    assert loud["flagged"] == 100
+    assert {row["position"] for row in loud["prompts"]} == {7}
+    assert quiet["flagged"] <= 5
+
+    audit = tmp_path / "audit.json"
+    shown = terminal.json("monitor", "audit", monitor, tuned, triggered, "--dtype", "float32", "--out", audit)
+    assert json.loads(audit.read_text()) == shown
+    (direction,) = shown["directions"]
+    for example in [*direction["top"], *direction["bottom"]]:
+        assert len(example["tokens"]) == len(example["scores"]) == 14
+        assert example["scores"][example["position"]] == pytest.approx(example["score"], abs=1e-4)
+    loudest = max((direction["top"], direction["bottom"]), key=lambda end: abs(end[0]["standardised"]))
+    assert all(example["tokens"][example["position"]].strip() == TRIGGER for example in loudest)
+
+
+def test_bad_input_is_one_line_and_writes_nothing(
+    terminal: Terminal, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, tuned = models
+    out = tmp_path / "out"
+    assert "does not exist" in refusal(terminal, "weights", base, tmp_path / "none", "--out", out)
+    assert "one of the two" in refusal(terminal, "weights", base, "--out", out)
+    assert not out.exists()
+    few = prompts(tmp_path / "few.jsonl", 50, seed=0)
+    assert "no weight difference" in refusal(terminal, "monitor", "fit", out, tuned, few, "--out", out)
+    terminal.json("weights", base, tuned, "--out", tmp_path / "delta")
+    refused = refusal(terminal, "monitor", "fit", tmp_path / "delta", tuned, few, "--out", out)
+    assert "needs 120 independent calibration prompts" in refused
+    assert not out.exists()
+    same = terminal.json("weights", base, base, "--out", tmp_path / "same")
+    assert same["notes"][0].startswith("identical")
+    assert "none of the 0 directions" in refusal(
+        terminal, "monitor", "fit", tmp_path / "same", tuned, few, "--out", out
+    )
