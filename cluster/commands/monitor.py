@@ -1,0 +1,217 @@
+"""`thresher monitor`: watch the directions of a weight difference while prompts run."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cluster.console import (
+    AdapterOption,
+    DtypeOption,
+    GroupColumnOption,
+    JsonFlag,
+    MessagesColumnOption,
+    PoolOption,
+    ResponseColumnOption,
+    TextColumnOption,
+    WorkersOption,
+    emit,
+    make_pool,
+    out,
+    progress,
+    read_prompts,
+)
+from store import ModelRef, PromptSet
+from store.direction import write_atomically
+
+ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
+PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
+MonitorArgument = Annotated[str, typer.Argument(help="File that 'thresher monitor fit' wrote.")]
+TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")]
+
+
+def register(app: typer.Typer) -> None:
+    commands = typer.Typer(help="Watch the directions of a weight difference while prompts run.", no_args_is_help=True)
+    commands.command("fit")(fit)
+    commands.command("score")(score)
+    commands.command("audit")(audit)
+    app.add_typer(commands, name="monitor")
+
+
+def fit(
+    delta: Annotated[str, typer.Argument(help="Folder that 'thresher weights' wrote.")],
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    path: Annotated[str, typer.Option("--out", help="File of the monitor (safetensors).")],
+    fpr: Annotated[float, typer.Option("--fpr", help="Share of clean prompts that may be flagged.")] = 0.01,
+    rule: Annotated[str, typer.Option("--rule", help="z, or minmax as in Watch the Weights.")] = "z",
+    scoring: Annotated[str, typer.Option("--scoring", help="cosine or projection.")] = "cosine",
+    noise: Annotated[bool, typer.Option("--noise", help="Also watch directions no larger than rounding.")] = False,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "bfloat16",
+    pool: PoolOption = "local",
+    workers: WorkersOption = 1,
+    truncate: TruncateOption = False,
+    text_column: TextColumnOption = None,
+    messages_column: MessagesColumnOption = None,
+    group_column: GroupColumnOption = None,
+    response_column: ResponseColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Calibrate a monitor on clean PROMPTS: scale and threshold come from different halves of them."""
+    from cluster.monitoring import fit_monitor
+
+    given = read_prompts(
+        prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
+    )
+    with _pass(given, pool, workers, truncate) as run:
+        monitor = fit_monitor(
+            delta,
+            ModelRef(model, adapter=adapter, dtype=dtype),
+            given,
+            fpr=fpr,
+            rule=rule,
+            scoring=scoring,
+            noise=noise,
+            run=run,
+        )
+    monitor.save(path)
+    record = {
+        "out": path,
+        "monitor": monitor.id,
+        "rule": rule,
+        "scoring": scoring,
+        "directions": len(monitor.directions),
+        "sites": sorted({direction.site for direction in monitor.directions}),
+        "threshold": monitor.threshold,
+        "calibration": dict(monitor.calibration),
+    }
+    emit(as_json, record, lambda: _print_fit(record))
+
+
+def _print_fit(record: dict[str, Any]) -> None:
+    calibration = record["calibration"]
+    out.print(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites")
+    if record["rule"] == "minmax":
+        out.print(
+            f"the paper's range rule over {calibration['n']} prompts: its false alarms are bounded by "
+            f"{calibration['fpr']:.3f}"
+        )
+        return
+    out.print(
+        f"threshold {record['threshold']:.2f}: at most {100 * calibration['fpr']:g} % of clean prompts like these are "
+        f"flagged on average over calibrations; under {100 * calibration['fpr_upper_95']:.2g} %, with 95 % confidence, "
+        "by this one"
+    )
+    out.print(f"scale from {calibration['n_scale']} prompts, threshold from {calibration['n_threshold']} others")
+
+
+def score(
+    monitor: MonitorArgument,
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "bfloat16",
+    pool: PoolOption = "local",
+    workers: WorkersOption = 1,
+    truncate: TruncateOption = False,
+    text_column: TextColumnOption = None,
+    messages_column: MessagesColumnOption = None,
+    response_column: ResponseColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Flag PROMPTS: which, by which direction, at which token."""
+    from cluster.monitoring import load_monitor, score_prompts
+
+    loaded = load_monitor(monitor)
+    given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)
+    with _pass(given, pool, workers, truncate) as run:
+        record = score_prompts(loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, run=run)
+    emit(as_json, record, lambda: _print_scores(record))
+
+
+def _print_scores(record: dict[str, Any]) -> None:
+    rate = record["rate"]
+    out.print(
+        f"{record['flagged']} of {record['n']} prompts flagged: {100 * rate['value']:.1f} % "
+        f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (exact 95 % interval)"
+    )
+    table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
+    for row in sorted(record["prompts"], key=lambda row: -row["score"])[:20]:
+        style = "red" if row["flagged"] else ""
+        table.add_row(row["prompt_id"], f"{row['score']:.2f}", row["direction"], str(row["position"]), style=style)
+    out.print(table)
+
+
+def audit(
+    monitor: MonitorArgument,
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    path: Annotated[str | None, typer.Option("--out", help="File for the JSON, with every token's score.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Prompts at each end of each direction.")] = 5,
+    directions: Annotated[int, typer.Option(min=1, help="Directions to show: those that fire most.")] = 8,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "bfloat16",
+    pool: PoolOption = "local",
+    workers: WorkersOption = 1,
+    truncate: TruncateOption = False,
+    text_column: TextColumnOption = None,
+    messages_column: MessagesColumnOption = None,
+    response_column: ResponseColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the prompts and tokens at both ends of the directions that fire most."""
+    from cluster.monitoring import audit_prompts, load_monitor
+
+    loaded = load_monitor(monitor)
+    given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)
+    with _pass(given, pool, workers, truncate) as run:
+        record = audit_prompts(
+            loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, top=top, directions=directions, run=run
+        )
+    if path is not None:
+        write_atomically(Path(path), json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
+    emit(as_json, record, lambda: _print_audit(record))
+
+
+def _print_audit(record: dict[str, Any]) -> None:
+    for found in record["directions"]:
+        out.print(f"\n[bold]{found['direction']}[/] at {found['site']}")
+        for sign, end in (("+", "top"), ("−", "bottom")):
+            for example in found[end][:3]:
+                out.print(Text(f" {sign}{abs(example['score']):.3f} {example['prompt_id']}: "), end="")
+                out.print(_coloured(example), soft_wrap=True)
+
+
+def _coloured(example: dict[str, Any], around: int = 12) -> Text:
+    """The tokens near the one that fired, the stronger the redder; control characters made visible."""
+    first = max(0, example["position"] - around)
+    tokens = example["tokens"][first : example["position"] + around]
+    scores = example["scores"][first : example["position"] + around]
+    largest = max(abs(score) for score in scores) or 1.0
+    text = Text()
+    for token, score in zip(tokens, scores, strict=True):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
+        strength = int(255 * abs(score) / largest)
+        text.append(shown, style=f"on rgb({strength},0,0)" if strength > 40 else "")
+    return text
+
+
+@contextmanager
+def _pass(prompts: PromptSet, pool: str, workers: int, truncate: bool) -> Iterator[Any]:
+    """How the prompts are run, with a progress bar in prompts."""
+    from cluster.monitoring import Pass
+    from harvest import Progress
+
+    with progress("monitor", total=len(prompts), unit="prompts") as bar:
+
+        def advance(state: Progress) -> None:
+            bar.advance(max(0, state.prompts - bar.done))
+
+        yield Pass(pool=make_pool(pool, workers), progress=advance, truncate=truncate)
