@@ -36,5 +36,8 @@ lint: $(READY)  ## ruff, mypy, the import rule, the security gates
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.security.gates
 
+bench-store: $(READY)  ## writing and reading a store, next to what there is
+	$(BIN)/python bench/store_speed.py
+
 clean:  ## removes what the targets made
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -1,8 +1,8 @@
 """One column of one cell as a Zarr v3 array: encoded in memory, decoded from a location.
 
-Layout: one shard for the whole array, inner chunks of whole rows of about half a mebibyte, so that a prompt's
-rows lie in one chunk or two; zstd; CRC32C behind every chunk and behind the shard's index. Chunks equal to the
-fill value are written too: a chunk that is missing is damage, never zeros.
+Layout: one shard for the whole array, inner chunks of 1,024 whole rows where that is between half a mebibyte and four,
+so that a prompt's rows lie in one chunk or two; byte planes and zstd in Blosc frames; CRC32C behind every chunk and
+behind the shard's index. Chunks of zeros are written too: a chunk that is missing is damage, never zeros.
 """
 
 import json
@@ -14,25 +14,44 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from store.digest import sha256
+from store.digest import canonical_json, sha256
 from store.errors import DamageError
 from store.location import Location
+from store.shard import EncodedFile, encode_shards
 
-CHUNK_BYTES = 512 * 1024
+# A chunk is as many rows as most prompts have tokens, within bounds: small rows are not worth a chunk of their own,
+# and of wide ones a chunk has to be read for a single row.
+CHUNK_ROWS = 1024
+SMALLEST_CHUNK_BYTES = 512 << 10
+LARGEST_CHUNK_BYTES = 4 << 20
 LARGEST_SHARD_BYTES = 1 << 30
 DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-CODECS = ("bytes", "zstd", "crc32c", "sharding_indexed")
+# zstd alone is how arrays were written before Blosc frames.
+CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _BYTE = {"name": "bytes"}
 
 
-def encode_array(values: np.ndarray) -> dict[str, bytes]:
-    """The files of an array, by relative path: `zarr.json` and its shards."""
-    spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": _metadata(values), **_STRICT}
-    array = tensorstore.open(spec, create=True, context=tensorstore.Context()).result()
-    array.write(values).result()
-    files: Any = array.kvstore
-    return {key.decode(): files.read(key).result().value for key in files.list().result()}
+@dataclass(frozen=True, kw_only=True)
+class EncodedArray:
+    """The files of an array by relative path, and the digest of its content (see `store.digest.digest_array`)."""
+
+    files: dict[str, EncodedFile]
+    digest: str
+
+
+def encode_array(values: np.ndarray) -> EncodedArray:
+    """`zarr.json` and the shards. Content and files are digested while chunks are being compressed."""
+    if values.dtype.byteorder == ">":
+        values = values.astype(values.dtype.newbyteorder("<"))
+    metadata = metadata_of(values)
+    shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk = metadata["codecs"][0]["configuration"]["chunk_shape"]
+    shards, digest = encode_shards(np.ascontiguousarray(values), shard_rows=shape[0], chunk_rows=chunk[0])
+    document = canonical_json(metadata)
+    return EncodedArray(
+        files={"zarr.json": EncodedFile(data=document, sha256=sha256(document)), **shards}, digest=digest
+    )
 
 
 def open_array(location: Location, path: str, digest: str) -> Any:
@@ -101,23 +120,37 @@ def _context() -> Any:
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
-def _metadata(values: np.ndarray) -> dict[str, Any]:
+def metadata_of(values: np.ndarray) -> dict[str, Any]:
+    """The zarr.json of an array of these values."""
     row_bytes = max(1, math.prod(values.shape[1:]) * values.dtype.itemsize)
-    chunk = max(1, min(CHUNK_BYTES // row_bytes, max(1, values.shape[0])))
+    wanted = max(SMALLEST_CHUNK_BYTES // row_bytes, min(CHUNK_ROWS, LARGEST_CHUNK_BYTES // row_bytes))
+    chunk = max(1, min(wanted, values.shape[0]))
     rows = min(max(1, values.shape[0]), max(chunk, LARGEST_SHARD_BYTES // row_bytes))
     shard = math.ceil(rows / chunk) * chunk
     tail = [max(1, size) for size in values.shape[1:]]
     order = _BYTE if values.dtype.itemsize == 1 else _BYTES
+    blosc = {
+        "cname": "zstd",
+        "clevel": 1,
+        "shuffle": "shuffle" if values.dtype.itemsize > 1 else "noshuffle",
+        "typesize": values.dtype.itemsize,
+        "blocksize": chunk * row_bytes,
+    }
     return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "attributes": {},
         "data_type": values.dtype.name,
+        "fill_value": False if values.dtype == bool else 0,
         "shape": list(values.shape),
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *tail]}},
         "codecs": [
             {
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": [chunk, *tail],
-                    "codecs": [order, {"name": "zstd", "configuration": {"level": 1}}, {"name": "crc32c"}],
+                    "codecs": [order, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}],
                     "index_codecs": [_BYTES, {"name": "crc32c"}],
                 },
             }

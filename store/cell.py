@@ -8,6 +8,7 @@ import io
 import os
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,11 @@ import pyarrow.parquet
 
 from store.arrays import encode_array
 from store.capture import Capture
-from store.digest import digest_array, digest_tokens, sha256
+from store.digest import digest_tokens, sha256
 from store.errors import DamageError
 from store.location import Location
 from store.record import decode_record, encode_record
+from store.shard import EncodedFile
 from store.unit import Unit
 
 GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
@@ -112,18 +114,33 @@ def publish_cell(
     """
     _check(capture, columns, tokens)
     attempt = f"{os.getpid()}-{secrets.token_hex(6)}"
-    files = {"zarr.json": GROUP, TOKENS_FILE: _encode_tokens(tokens)}
+    folder = f"cells/{model}/{unit.name}/{capture.id}/{attempt}"
+    sizes: dict[str, list[Any]] = {}
     receipts = {}
-    for column in capture.columns:
-        values = columns[column.name]
-        files |= {f"{column.path}/{name}": data for name, data in encode_array(values).items()}
-        receipts[column.name] = {
-            "key": column.key,
-            "digest": digest_array(values),
-            "dtype": values.dtype.name,
-            "shape": list(values.shape),
-            "path": column.path,
-        }
+
+    def write(files: dict[str, EncodedFile]) -> None:
+        location.write({f"{folder}/{name}": file.data for name, file in files.items()})
+        sizes.update({name: [len(file.data), file.sha256] for name, file in files.items()})
+
+    # A column is written while the next one is being encoded; one at a time, so that nothing follows a failed write.
+    with ThreadPoolExecutor(1) as writer:
+        plain = {"zarr.json": GROUP, TOKENS_FILE: _encode_tokens(tokens)}
+        writing = writer.submit(
+            write, {name: EncodedFile(data=data, sha256=sha256(data)) for name, data in plain.items()}
+        )
+        for column in capture.columns:
+            values = columns[column.name]
+            encoded = encode_array(values)
+            receipts[column.name] = {
+                "key": column.key,
+                "digest": encoded.digest,
+                "dtype": values.dtype.name,
+                "shape": list(values.shape),
+                "path": column.path,
+            }
+            writing.result()
+            writing = writer.submit(write, {f"{column.path}/{name}": file for name, file in encoded.files.items()})
+        writing.result()
     record = {
         "format": 1,
         "model": model,
@@ -134,11 +151,9 @@ def publish_cell(
         "columns": receipts,
         "tokens": tokens.num_rows,
         "tokens_digest": digest_tokens(tokens),
-        "files": {name: [len(data), sha256(data)] for name, data in files.items()},
+        "files": sizes,
         "notes": dict(notes),
     }
-    folder = f"cells/{model}/{unit.name}/{capture.id}/{attempt}"
-    location.write({f"{folder}/{name}": data for name, data in files.items()})
     _make_groups(location, folder)
     location.create(receipt_path(model, unit.name, capture.id), encode_record(record))
     # Whether this attempt won, lost, or the answer to its create was lost on the way: what stands there counts.

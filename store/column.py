@@ -97,7 +97,8 @@ class Column:
 
     def read_into(self, ranges: Sequence[tuple[int, int]], into: np.ndarray) -> None:
         """Reads the rows [start, stop) of every range, one range after the other, into `into`; all at once."""
-        readings, filled = [], 0
+        readings: list[Reading] = []
+        filled = 0
         for start, stop in ranges:
             part = into[filled : filled + stop - start]
             readings += self._start_range(start, stop, part)

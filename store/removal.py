@@ -52,6 +52,9 @@ def delete_cells(
     for known, identity in store.wanted():
         if model in (None, known) and capture in (None, identity):
             store.location.delete(f"models/{known}/{identity}.json")
+    for path in list(store.location.list("certificates")):
+        if model in (None, path.split("/")[1]):
+            store.location.delete(path)
     if capture is not None and model is None:
         withdraw_capture(store.location, capture)
     return len(cells)

@@ -105,6 +105,10 @@ class Store:
             self.location, model=model.id, unit=unit, capture=capture, columns=columns, tokens=tokens, notes=notes
         )
 
+    def write_certificate(self, model: ModelRef, key: str, record: Mapping[str, Any]) -> None:
+        """Keeps a harvest's certificate; `key` says what it speaks of."""
+        self.location.write({f"certificates/{model.id}/{key}.json": encode_record(dict(record))})
+
     # ---- what is there -----------------------------------------------------------------------------------------
 
     @property
@@ -163,6 +167,21 @@ class Store:
         prompts = digest_sequence(unit.digest for unit in self.units)
         return digest_sequence([prompts, *sorted(lines)])
 
+    def certificate(self, model: ModelRef, key: str) -> dict[str, Any] | None:
+        """A stored certificate, None where there is none."""
+        path = f"certificates/{model.id}/{key}.json"
+        try:
+            return decode_record(self.location.read(path), f"{self.path}/{path}")
+        except FileNotFoundError:
+            return None
+
+    def certificates(self) -> list[dict[str, Any]]:
+        """All stored certificates, each with its `model`."""
+        return [
+            {"model": path.split("/")[1], **decode_record(self.location.read(path), f"{self.path}/{path}")}
+            for path in self.location.list("certificates")
+        ]
+
     def column(self, model: ModelRef | str, name: str, *, partial: bool = False) -> Column:
         """A column of a model, lazily read.
 
@@ -188,7 +207,7 @@ class Store:
         """
         column = self.column(model, name)
         units = {unit.name: unit for unit in self.units}
-        parts = [self._rows_of(column, receipt, units[receipt.unit]) for receipt in column.receipts]
+        parts = [self.rows_of(column, receipt, units[receipt.unit]) for receipt in column.receipts]
         return pa.concat_tables(parts).combine_chunks()
 
     def all_tokens(self, model: ModelRef | str, name: str) -> pa.Table:
@@ -201,9 +220,8 @@ class Store:
         ]
         return pa.concat_tables(parts).combine_chunks()
 
-    # ---- inside ------------------------------------------------------------------------------------------------
-
-    def _rows_of(self, column: Column, receipt: Receipt, unit: Unit) -> pa.Table:
+    def rows_of(self, column: Column, receipt: Receipt, unit: Unit) -> pa.Table:
+        """The rows of `tokens` that speak of one unit."""
         tokens = read_tokens(self.location, receipt)
         chosen = tokens.filter(tokens.column("selected"))
         if column.rows == "token":
@@ -213,6 +231,8 @@ class Store:
         counts = np.bincount(chosen.column("prompt").to_numpy(), minlength=len(unit))
         rows = pa.table({"prompt": pa.array(np.arange(len(unit), dtype=np.int32)), "tokens": pa.array(counts)})
         return _with_ids(rows, unit, self.prompts)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
 
     def _find(self, model: ModelRef | str, name: str) -> tuple[str, Capture]:
         captures = {capture.id: capture for capture in self.captures}

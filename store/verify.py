@@ -50,7 +50,7 @@ def _verify_frame(store: Store) -> Iterator[Damage]:
         for unit in batch.units:
             if digest_rows(store.unit_prompts(unit)) != unit.digest:
                 yield Damage(path=batch.file, reason=f"the prompts of {unit.name} are not those that were planned")
-    for folder in ("captures", "models"):
+    for folder in ("captures", "models", "certificates"):
         for path in location.list(folder):
             try:
                 decode_record(location.read(path), path)

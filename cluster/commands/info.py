@@ -53,6 +53,7 @@ def describe(store: Store) -> dict[str, Any]:
         ],
         "columns": list(columns.values()),
         "prompts": len(store.prompts),
+        "certified": all(record["ok"] for record in certificates) if (certificates := store.certificates()) else None,
         "units": len(store.units),
         "tokens": sum(tokens.values()),
         "bytes": stored,
@@ -67,6 +68,8 @@ def _print(path: str, data: dict[str, Any]) -> None:
         f"{data['bytes'] / 1e6:,.1f} MB"
     )
     out.print(f"digest {data['digest']}")
+    if data["certified"] is False:
+        out.print("[red]a certificate's bound was exceeded: rerun the harvest to see which site's[/]")
     table = Table("model", "column", "rows", "shape", "dtype", "units")
     for column in data["columns"]:
         shape = " × ".join(str(size) for size in column["shape"])

@@ -1,11 +1,11 @@
 """Exports: what others read is what the store holds, bit for bit or, where a format lacks bfloat16, value for value."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
@@ -110,10 +110,7 @@ def test_dataset_folder_as_arrow(filled: tuple[Store, ModelRef], tmp_path: Path)
     assert table.column("group").to_pylist() == store.prompts.labels("group")[prompts].tolist()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
 def test_datasets_reads_its_folder(filled: tuple[Store, ModelRef], tmp_path: Path) -> None:
-    import datasets
-
     export = export_store(filled[0], tmp_path / "out", to="hf")
     both = datasets.load_from_disk(str(export.folder))
     assert sorted(both) == [RESID, SCORES]
@@ -122,40 +119,29 @@ def test_datasets_reads_its_folder(filled: tuple[Store, ModelRef], tmp_path: Pat
     assert found[2399]["prompt_id"] == "p1199"
 
 
-def test_saelens_contexts(filled: tuple[Store, ModelRef], tmp_path: Path) -> None:
+def test_saelens_reads_its_cache(filled: tuple[Store, ModelRef], tmp_path: Path) -> None:
+    """Read as `ActivationsStore.load_cached_activation_dataset` of sae-lens 6.54.12 reads it."""
     store, model = filled
     export = export_store(store, tmp_path / "out", to="saelens", columns=[RESID], context=7)
-    assert export.manifest["columns"][0]["hook_name"] == "blocks.1.hook_resid_post"
-    folder = export.folder / RESID
-    files = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
-    table = pa.concat_tables([pa.ipc.open_stream((folder / name).read_bytes()).read_all() for name in files])
-    assert len(table) == 2400 // 7
-    features = json.loads((folder / "dataset_info.json").read_text())["features"]
-    assert features["blocks.1.hook_resid_post"] == {"shape": [7, 24], "dtype": "float32", "_type": "Array2D"}
-    assert features["token_ids"] == {"feature": {"dtype": "int32", "_type": "Value"}, "length": 7, "_type": "List"}
-    values = table.column("blocks.1.hook_resid_post").combine_chunks().flatten().flatten().to_numpy()
+    hook = export.manifest["columns"][0]["hook_name"]
+    assert hook == "blocks.1.hook_resid_post"
+    cached = datasets.load_from_disk(str(export.folder / RESID))
+    cached.set_format(type="torch", columns=[hook, "token_ids"], dtype=torch.float32)
+    assert cached.features[hook].shape == (7, 24)
+    assert len(cached) == 2400 // 7
     kept = 2400 // 7 * 7
-    assert np.array_equal(values.reshape(kept, 24), values_of(filled, RESID)[:kept].astype(np.float32))
-    ids = table.column("token_ids").combine_chunks().flatten().to_numpy()
-    assert np.array_equal(ids, store.tokens(model, RESID).column("token_id").to_numpy()[:kept])
+    whole = cached[:]
+    assert np.array_equal(whole[hook].numpy().reshape(kept, 24), values_of(filled, RESID)[:kept].astype(np.float32))
+    ids = store.tokens(model, RESID).column("token_id").to_numpy()[:kept]
+    assert np.array_equal(whole["token_ids"].numpy().reshape(-1), ids)
     with pytest.raises(InputError, match="fewer than one context of 9999"):
         export_store(store, tmp_path / "long", to="saelens", columns=[RESID], context=9999)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="sae_lens is not installed")
-def test_saelens_reads_its_cache(filled: tuple[Store, ModelRef], tmp_path: Path) -> None:
-    from sae_lens.training.activations_store import ActivationsStore
-
-    export = export_store(filled[0], tmp_path / "out", to="saelens", columns=[RESID], context=8)
-    activations = ActivationsStore.__new__(ActivationsStore)
-    activations.cached_activations_path = str(export.folder / RESID)
-    activations.hook_name = "blocks.1.hook_resid_post"
-    activations.context_size, activations.d_in, activations.store_batch_size_prompts = 8, 24, 10
-    activations.device, activations.dtype = torch.device("cpu"), torch.float32
-    activations.cached_activation_dataset = activations.load_cached_activation_dataset()
-    values, ids = activations.get_raw_llm_batch()
-    assert np.array_equal(values.numpy(), values_of(filled, RESID)[:80].astype(np.float32))
-    assert np.array_equal(ids.numpy(), filled[0].tokens(filled[1], RESID).column("token_id").to_numpy()[:80])
+def test_sites_have_the_names_of_their_hooks() -> None:
+    assert dataset_folder.hook_name("attn_out.3") == "blocks.3.hook_attn_out"
+    assert dataset_folder.hook_name("scores.m") == "scores.m"
+    assert dataset_folder.hook_name("router.2") == "router.2"
 
 
 def test_an_export_is_whole_or_not_there(filled: tuple[Store, ModelRef], tmp_path: Path) -> None:

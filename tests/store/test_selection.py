@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import tensorstore
 
+import store.arrays as store_arrays
 from store import ColumnSpec, InputError, Store
 from store.selection import Selection
 from tests.store.factory import fill, filled_store, model_named, prompts_of
@@ -91,11 +92,12 @@ def test_prompts_without_rows_and_missing_units(tmp_path: Path) -> None:
         selection.of_prompts(["p1199"])
 
 
-def test_a_prompt_takes_two_chunk_reads_at_most(tmp_path: Path) -> None:
+def test_a_prompt_takes_two_chunk_reads_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10,000 random prompts, one read each, counted by tensorstore: one of the shard's index, then the chunks'."""
     random = np.random.default_rng(0)
     lengths = random.integers(1, 120, 1500)
-    store, model = ragged_store(tmp_path / "s", lengths, 1024)  # 128 rows a chunk
+    monkeypatch.setattr(store_arrays, "CHUNK_ROWS", 128)
+    store, model = ragged_store(tmp_path / "s", lengths, 1024)
     column = store.column(model, "resid_post.1")
     assert len(column.chunks()) > 500
     selection = Selection(store=store, column=column)

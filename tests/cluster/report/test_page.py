@@ -48,7 +48,7 @@ def test_the_figures_of_the_json_are_on_the_page(html):
         "100 % [97.0, 100]",
     ):
         assert figure in html, figure
-    assert "refused, 40 control groups, 100 needed" in html
+    assert "Refused at 1 %: 40 control groups, 100 needed." in html
     assert "every error is within its bound" in html
 
 

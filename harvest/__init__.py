@@ -1,0 +1,35 @@
+"""Models in, activations out: reads and writes sites while a model runs."""
+
+from harvest.certificate import Certificate
+from harvest.encoding import ROLES, EncodedPrompt, encode
+from harvest.generation import Sampling, generate
+from harvest.interventions import Intervention, intervene
+from harvest.loading import LoadedModel, count_layers, load_model, load_tokenizer
+from harvest.raw_sink import RawSink
+from harvest.responses import respond
+from harvest.run import HarvestResult, Progress, harvest
+from harvest.settings import NumericSettings
+from harvest.token_sinks import Int8Sink, LogProbSink
+
+__all__ = [
+    "ROLES",
+    "Certificate",
+    "EncodedPrompt",
+    "HarvestResult",
+    "Int8Sink",
+    "Intervention",
+    "LoadedModel",
+    "LogProbSink",
+    "NumericSettings",
+    "Progress",
+    "RawSink",
+    "Sampling",
+    "count_layers",
+    "encode",
+    "generate",
+    "harvest",
+    "intervene",
+    "load_model",
+    "load_tokenizer",
+    "respond",
+]

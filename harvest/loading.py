@@ -1,0 +1,194 @@
+"""Models and tokenizers from a ModelRef: safetensors and GGUF only, never code that comes with a model."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from harvest.architecture import Decoder, find_decoder, n_layers_of
+from harvest.gguf import cache_folder, unpacked
+from store import ModelRef, Site
+from store.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run: in evaluation mode, its decoder found, on one device.
+
+    ref      what it was loaded from, resolved
+    model    the causal language model; with an adapter, the base with the adapter's layers in it
+    decoder  its blocks and sites
+    """
+
+    ref: ModelRef
+    model: nn.Module
+    decoder: Decoder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def context(self) -> int | None:
+        """Longest prompt in tokens; None where the config names no limit."""
+        return context_of(self.decoder.config)
+
+
+def context_of(config: Any) -> int | None:
+    """A text config's longest prompt in tokens; None where it names no limit (ALiBi, recurrent models)."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def load_model(
+    ref: ModelRef, *, device: str | torch.device | None = None, attention: str = "auto", threads: int | None = None
+) -> LoadedModel:
+    """Loads weights, and an adapter on top of them where the reference has one (left unmerged).
+
+    device     where to; by default the first CUDA device if there is one. "auto" spreads over all devices
+    attention  transformers' attention backend; "auto" takes the one transformers prefers for the model
+    threads    set for this process's tensor arithmetic before anything runs; None leaves them
+
+    Raises InputError for a model that is missing, is no causal language model, or changed since it was hashed.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    ref = _found_here(ref.resolve())
+    ref.check_unchanged()
+    place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = _folder(ref)
+    options: dict[str, Any] = {"device_map": "auto"} if place == "auto" else {}
+    with _quietly():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, ref.dtype),
+                attn_implementation=None if attention == "auto" else attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise InputError(f"model {ref.name!r} cannot be loaded: {_first_line(error)}") from error
+        if ref.adapter_folder:
+            model = _with_adapter(model, ref)
+    if place != "auto":
+        model = model.to(place)
+    ref.check_unchanged()
+    model.eval().requires_grad_(False)
+    return LoadedModel(ref=ref, model=model, decoder=find_decoder(model))
+
+
+def load_tokenizer(ref: ModelRef) -> Any:
+    """The model's tokenizer. Raises InputError where there is none that transformers knows."""
+    return _tokenizer(_found_here(ref.resolve()))
+
+
+# The driver and a worker in the same process ask for the same few, and those of GGUF files take seconds.
+@lru_cache(maxsize=4)
+def _tokenizer(ref: ModelRef) -> Any:
+    with _quietly():
+        try:
+            return AutoTokenizer.from_pretrained(_folder(ref), trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise InputError(f"model {ref.name!r} has no usable tokenizer: {_first_line(error)}") from error
+
+
+def load_config(ref: ModelRef) -> Any:
+    """The model's config alone: number of blocks and context without loading weights."""
+    return _config(_found_here(ref.resolve()))
+
+
+@lru_cache(maxsize=4)
+def _config(ref: ModelRef) -> Any:
+    with _quietly():
+        try:
+            return AutoConfig.from_pretrained(_folder(ref), trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"model {ref.name!r} has no readable config: {_first_line(error)}") from error
+
+
+def count_layers(ref: ModelRef) -> int:
+    """Number of blocks, from the config."""
+    return n_layers_of(load_config(ref))
+
+
+@lru_cache(maxsize=4)
+def _folder(ref: ModelRef) -> str:
+    """Where transformers finds the model: its own folder, or what its GGUF file was unpacked into."""
+    if not ref.gguf_file:
+        return ref.folder
+    with _quietly():
+        try:
+            return str(unpacked(ref))
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise InputError(f"{ref.name!r} cannot be unpacked into {cache_folder()}: {_first_line(error)}") from error
+
+
+def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
+    """Raises InputError for a site the architecture does not have: the model is built without its weights.
+
+    Modules that an adapter brings along are only known once it is loaded.
+    """
+    with _quietly(), torch.device("meta"):
+        decoder = find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))
+    for site in map(Site.parse, sites):
+        if site.kind != "module" or ref.adapter is None:
+            decoder.tap(site)
+
+
+def _with_adapter(model: nn.Module, ref: ModelRef) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, ref.adapter_folder, is_trainable=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"adapter {ref.adapter!r} does not fit {ref.name!r}: {_first_line(error)}") from error
+    if not hasattr(wrapped.base_model, "model"):
+        raise InputError(f"adapter {ref.adapter!r} is no LoRA-like adapter: prompt tuning cannot be harvested")
+    return wrapped.get_base_model()
+
+
+def _found_here(ref: ModelRef) -> ModelRef:
+    """The same model on this machine. A worker elsewhere may keep the files in another place."""
+    if os.path.isdir(ref.base_folder) and (not ref.adapter_folder or os.path.isdir(ref.adapter_folder)):
+        return ref
+    here = replace(ref, files=(), base_folder="", adapter_folder="").resolve()
+    if here.digest != ref.digest:
+        raise InputError(f"model {ref.name!r} is another one here ({here.id}) than where it was named ({ref.id})")
+    return here
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bars or advice of transformers: our own command line reports."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

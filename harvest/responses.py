@@ -1,0 +1,85 @@
+"""On-policy responses of a whole prompt set, over a pool: tasks are its units, and text travels back."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from harvest.generation import Sampling, generate
+from harvest.interventions import Intervention
+from harvest.loading import load_model, load_tokenizer
+from harvest.settings import NumericSettings
+from store import ModelRef, Pool, PromptSet, SerialPool
+from store.errors import IncompleteError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    model: ModelRef
+    sampling: Sampling
+    settings: NumericSettings
+    interventions: tuple[Intervention, ...]
+    truncate: bool
+
+
+class _Worker:
+    def __init__(self, request: _Request) -> None:
+        self.request = request
+        self.loaded = load_model(request.model, attention=request.settings.attention, threads=request.settings.threads)
+        self.tokenizer = load_tokenizer(request.model)
+
+    def __call__(self, task: tuple[int, pa.Table]) -> tuple[int, pa.Table | str]:
+        number, table = task
+        try:
+            answered = generate(
+                self.loaded,
+                self.tokenizer,
+                table,
+                self.request.sampling,
+                interventions=self.request.interventions,
+                truncate=self.request.truncate,
+            )
+        except InputError as error:
+            return number, str(error)
+        return number, answered
+
+
+def respond(
+    model: ModelRef,
+    prompts: PromptSet,
+    sampling: Sampling,
+    *,
+    pool: Pool | None = None,
+    settings: NumericSettings | None = None,
+    interventions: Sequence[Intervention] = (),
+    truncate: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> PromptSet:
+    """The prompts with their responses and where these come from; see `generate` for the columns.
+
+    progress  called with the number of prompts answered so far. Raises IncompleteError where a unit was not answered
+    """
+    request = _Request(
+        model=model.resolve(),
+        sampling=sampling,
+        settings=settings or NumericSettings(),
+        interventions=tuple(interventions),
+        truncate=truncate,
+    )
+    tasks = [(unit.index, prompts.table.slice(unit.start, len(unit))) for unit in prompts.units]
+    answers: dict[int, pa.Table] = {}
+    failed: list[str] = []
+    for outcome in (pool or SerialPool()).run(functools.partial(_Worker, request), tasks):
+        if outcome.result is None:
+            failed.append(str(outcome.error))
+            continue
+        number, answered = outcome.result
+        if isinstance(answered, str):
+            raise InputError(answered)
+        answers[number] = answered
+        if progress is not None:
+            progress(sum(table.num_rows for table in answers.values()))
+    if failed:
+        raise IncompleteError(f"{len(failed)} of {len(tasks)} units were not answered ({failed[0]}): run it again")
+    return PromptSet.from_table(pa.concat_tables([answers[number] for number in sorted(answers)]))

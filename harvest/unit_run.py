@@ -1,0 +1,250 @@
+"""One unit through a model: prompts to tokens, tokens to batches, activations to sinks, columns back.
+
+A prompt that fails alone is quarantined with its reason; its place in the batch is taken by a dummy of its length,
+so that the other prompts' numbers are what they are anyway. A batch that does not fit into memory is halved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from harvest.batching import plan_batches
+from harvest.encoding import ROLES, EncodedPrompt
+from harvest.prefixes import Group, plan_groups
+from harvest.reader import FINAL, Prefix, Reader
+from harvest.selection import selected_tokens
+from store import Sink, SinkBatch, SinkColumn, Unit
+from store.errors import InputError, ThresherError
+
+
+@dataclass(kw_only=True)
+class Notes:
+    """What a cell tells about how it came to be.
+
+    quarantined  row of the unit -> reason
+    halved       batches that did not fit into memory
+    unshared     prefixes that could not be run on their own
+    nonfinite    site -> NaN and infinite values among the kept rows
+    truncated    prompt id -> tokens cut off
+    """
+
+    quarantined: dict[int, str] = field(default_factory=dict)
+    halved: int = 0
+    unshared: int = 0
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    def record(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        quarantined = [
+            {"prompt_id": prompts[row].prompt_id, "reason": reason} for row, reason in sorted(self.quarantined.items())
+        ]
+        return {
+            "quarantined": quarantined,
+            "halved": self.halved,
+            "unshared": self.unshared,
+            "nonfinite": {site: count for site, count in self.nonfinite.items() if count},
+            "truncated": self.truncated,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitColumns:
+    """What one unit gave: columns by name, the token table of all its prompts, and its notes (JSON)."""
+
+    columns: dict[str, SinkColumn]
+    tokens: pa.Table
+    notes: dict[str, Any]
+
+
+class UnitRun:
+    """Runs the encoded prompts of one unit through a reader and its sinks."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        prompts: Sequence[EncodedPrompt],
+        sinks: Sequence[Sink],
+        *,
+        tokens: str,
+        budget: int,
+        share_prefixes: bool = False,
+    ) -> None:
+        self.reader = reader
+        self.prompts = prompts
+        self.sinks = sinks
+        self.keep = [selected_tokens(prompt, tokens) for prompt in prompts]
+        self.budget = budget
+        self.share_prefixes = share_prefixes
+        self.prefix: Prefix | None = None
+        self.notes = Notes(truncated={prompt.prompt_id: prompt.dropped for prompt in prompts if prompt.dropped})
+        self._check_rows(tokens)
+
+    def run(self, unit: Unit, table: pa.Table) -> UnitColumns:
+        for sink in self.sinks:
+            sink.start(unit, table)
+        # Sinks learn the widths even where no row of a unit is kept.
+        self._give([], {site: rows[:0] for site, rows in self.reader.example.items()})
+        for group in plan_groups([prompt.ids for prompt in self.prompts], share=self.share_prefixes):
+            self.prefix = self._run_prefix(group)
+            shared = self.prefix.length if self.prefix else 0
+            # Every row of a batch holds a copy of the prefix's keys and values: they count, at a quarter.
+            costs = [len(self.prompts[row]) - shared + shared // 4 for row in group.rows]
+            for places in plan_batches(costs, self.budget):
+                self._run_batch([group.rows[place] for place in places])
+        columns = {column.name: column for sink in self.sinks for column in sink.finish()}
+        return UnitColumns(columns=columns, tokens=self._token_table(), notes=self.notes.record(self.prompts))
+
+    def _run_batch(self, rows: list[int]) -> None:
+        try:
+            found = self._forward(rows)
+        except ThresherError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._halve(rows, error)
+                return
+            self._quarantine_culprits(rows, error)
+            found = self._forward(rows)
+        self._give(rows, found)
+
+    def _halve(self, rows: list[int], error: Exception) -> None:
+        self.notes.halved += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            self.notes.quarantined[rows[0]] = f"does not fit into memory alone: {first_line(error)}"
+            return
+        middle = (len(rows) + 1) // 2
+        self._run_batch(rows[:middle])
+        self._run_batch(rows[middle:])
+
+    def _quarantine_culprits(self, rows: list[int], error: Exception) -> None:
+        """Finds the prompts of a failed batch that fail alone. Raises the batch's error where none does."""
+        culprits = {}
+        for row in rows:
+            try:
+                self._forward([row])
+            except Exception as alone:
+                culprits[row] = first_line(alone)
+        if not culprits.keys() - self.notes.quarantined.keys():
+            raise error
+        self.notes.quarantined |= culprits
+
+    def _run_prefix(self, group: Group) -> Prefix | None:
+        """The group's shared beginning, run once; None where there is none, or it cannot be run."""
+        if not group.prefix:
+            return None
+        ids = self.prompts[group.rows[0]].ids[: group.prefix].astype(np.int64)
+        try:
+            return self.reader.read_prefix(torch.from_numpy(ids).to(self.reader.loaded.device))
+        except ThresherError:
+            raise
+        except Exception:
+            # Whatever it is, the prompts will tell one by one.
+            self.notes.unshared += 1
+            return None
+
+    def _forward(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Kept rows of some prompts, prompt by prompt in order of position: site -> [k, width…]."""
+        device = self.reader.loaded.device
+        shared = self.prefix.length if self.prefix else 0
+        lengths = [len(self.prompts[row]) - shared for row in rows]
+        longest = max(lengths)
+        ids = np.zeros((len(rows), longest), np.int64)
+        kept: list[np.ndarray] = []
+        for place, row in enumerate(rows):
+            if row in self.notes.quarantined:
+                continue
+            ids[place, : lengths[place]] = self.prompts[row].ids[shared:]
+            kept.append(place * (shared + longest) + np.flatnonzero(self.keep[row]))
+        # Where each kept token is: batch row, and position with the prefix counted in.
+        batch_row, at = np.divmod(np.concatenate([np.zeros(0, np.int64), *kept]), shared + longest)
+        before = np.maximum(at - 1, 0)
+        found = self.reader.read(
+            torch.from_numpy(ids).to(device),
+            lengths,
+            _flat(batch_row, at, shared, longest).to(device),
+            before=_flat(batch_row, before, shared, longest).to(device),
+            prefix=self.prefix,
+        )
+        if self.prefix is None:
+            return found
+        # Tokens of the prefix were read once; every prompt gets its own copy of them, at their place.
+        return {
+            site: _with_prefix(values, self.prefix.found[site], before if site == FINAL else at, shared)
+            for site, values in found.items()
+        }
+
+    def _give(self, rows: list[int], found: dict[str, torch.Tensor]) -> None:
+        kept = [row for row in rows if row not in self.notes.quarantined]
+        positions = [np.flatnonzero(self.keep[row]).astype(np.int32) for row in kept]
+        none = np.zeros(0, np.int32)
+        final = found.pop(FINAL, None)
+        head = self.reader.head
+        batch = SinkBatch(
+            activations=found,
+            prompt=np.repeat(np.array(kept, np.int32), [len(part) for part in positions]),
+            position=np.concatenate([none, *positions]),
+            token_id=np.concatenate([none, *(self.prompts[row].ids[self.keep[row]] for row in kept)]),
+            logits=None if final is None or head is None else lambda part: head.logits(final[part]),
+        )
+        for site, values in found.items():
+            bad = int(values.numel() - torch.isfinite(values).sum())
+            self.notes.nonfinite[site] = self.notes.nonfinite.get(site, 0) + bad
+        with torch.inference_mode():
+            for sink in self.sinks:
+                sink.add(batch)
+
+    def _check_rows(self, tokens: str) -> None:
+        """A row per prompt needs a token of every prompt."""
+        if any("prompt" in sink.columns.values() for sink in self.sinks):
+            for prompt, keep in zip(self.prompts, self.keep, strict=True):
+                if not keep.any():
+                    raise InputError(
+                        f"prompt {prompt.prompt_id!r} has no token that tokens={tokens} keeps, and a row per prompt "
+                        "was asked: choose other tokens, or leave the prompt out"
+                    )
+
+    def _token_table(self) -> pa.Table:
+        """All tokens of the unit in order; those of quarantined prompts are there, and not selected."""
+        rows = range(len(self.prompts))
+        lengths = [len(prompt) for prompt in self.prompts]
+        selected = [keep & (row not in self.notes.quarantined) for row, keep in enumerate(self.keep)]
+        role = pa.DictionaryArray.from_arrays(
+            pa.array(np.concatenate([prompt.role for prompt in self.prompts])), pa.array(ROLES)
+        )
+        return pa.table(
+            {
+                "prompt": pa.array(np.repeat(np.array(rows, np.int32), lengths)),
+                "position": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])),
+                "token_id": pa.array(np.concatenate([prompt.ids for prompt in self.prompts])),
+                "role": role,
+                "selected": pa.array(np.concatenate(selected)),
+            }
+        )
+
+
+def _flat(place: np.ndarray, at: np.ndarray, shared: int, longest: int) -> torch.Tensor:
+    """Flat indices into the padded batch behind the prefix, of those tokens that lie behind it."""
+    behind = at >= shared
+    return torch.from_numpy(place[behind] * longest + at[behind] - shared)
+
+
+def _with_prefix(values: torch.Tensor, prefix: torch.Tensor, at: np.ndarray, shared: int) -> torch.Tensor:
+    """Rows in order of `at`: those before `shared` from the prefix, the others as they come in `values`."""
+    behind = at >= shared
+    source = np.where(behind, shared + np.cumsum(behind) - 1, at)
+    return torch.cat([prefix, values]).index_select(0, torch.from_numpy(source).to(values.device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what CUDA, and PyTorch's allocator on the host, raise when memory is short."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

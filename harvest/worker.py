@@ -1,0 +1,129 @@
+"""What runs on a worker: the model is loaded once, then units come and only small results leave.
+
+Columns go from here to the store, on a thread of their own, while the next unit is in the model. What travels back
+says how many tokens were read and what was refused.
+"""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from harvest.encoding import encode
+from harvest.loading import load_model, load_tokenizer
+from harvest.reader import Reader
+from harvest.settings import NumericSettings
+from harvest.unit_run import UnitColumns, UnitRun
+from store import Capture, ModelRef, Sink, Store, Unit
+from store.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker needs to know; cheap to send."""
+
+    model: ModelRef
+    store_path: str
+    sinks: tuple[Sink, ...]
+    tokens: str
+    settings: NumericSettings
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTask:
+    """Some units, one after the other, each with the captures that it lacks."""
+
+    units: tuple[tuple[Unit, tuple[Capture, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What travels back: counts, and the message of an input error, which the driver raises."""
+
+    prompts: int = 0
+    tokens: int = 0
+    refused: str | None = None
+
+
+class Worker:
+    """Made once per worker process; called with one task after the other."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.store = Store.open(job.store_path)
+        self.tokenizer = load_tokenizer(job.model)
+        self.loaded = load_model(job.model, attention=job.settings.attention, threads=job.settings.threads)
+        self.reader = reader_for(self.loaded, job.sinks)
+        self.reader.cut()
+        self.share = job.settings.share_prefixes and self.reader.can_share
+
+    def __call__(self, task: UnitTask) -> UnitResult:
+        """Runs and publishes the task's units. At most one finished unit waits in memory to be written."""
+        prompts = tokens = 0
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            for unit, captures in task.units:
+                try:
+                    done = self._run(unit, captures)
+                except InputError as error:
+                    return UnitResult(refused=str(error))
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._publish, unit, captures, done)
+                prompts, tokens = prompts + len(unit), tokens + done.tokens.num_rows
+            if writing is not None:
+                writing.result()
+        return UnitResult(prompts=prompts, tokens=tokens)
+
+    def _run(self, unit: Unit, captures: Sequence[Capture]) -> UnitColumns:
+        wanted = {name for capture in captures for name in capture.names}
+        sinks = [copy.deepcopy(sink) for sink in self.job.sinks if wanted & sink.columns.keys()]
+        table = self.store.unit_prompts(unit)
+        prompts = encode(self.tokenizer, table, context=self.loaded.context, truncate=self.job.truncate)
+        run = UnitRun(
+            self._reader_of(sinks),
+            prompts,
+            sinks,
+            tokens=self.job.tokens,
+            budget=self.job.settings.token_budget,
+            share_prefixes=self.share,
+        )
+        return run.run(unit, table)
+
+    def _publish(self, unit: Unit, captures: Sequence[Capture], done: UnitColumns) -> None:
+        for capture in captures:
+            columns = {name: done.columns[name].values for name in capture.names}
+            self.store.publish(self.job.model, unit, capture, columns, done.tokens, done.notes)
+
+    def _reader_of(self, sinks: Sequence[Sink]) -> Reader:
+        """The worker's reader, or a narrower one for a unit that lacks fewer columns than others."""
+        if len(sinks) == len(self.job.sinks):
+            return self.reader
+        return reader_for(self.loaded, sinks)
+
+
+def reader_for(loaded: Any, sinks: Sequence[Sink]) -> Reader:
+    """A reader of all that sinks read. A sink that wants logits says so with an attribute `needs_logits`."""
+    return Reader(loaded, sites_of(sinks), logits=any(getattr(sink, "needs_logits", False) for sink in sinks))
+
+
+def sites_of(sinks: Sequence[Sink]) -> tuple[str, ...]:
+    """The sites that sinks read, each once."""
+    return tuple(dict.fromkeys(site for sink in sinks for site in sink.sites))
+
+
+def column_settings(sink: Sink, name: str, *, job: Job) -> dict[str, Any]:
+    """All that decides a column's numbers: what its key is the digest of.
+
+    Whether long prompts are cut is no part of it: where they are not, they are refused, and no number differs.
+    """
+    sites = [name] if name in sink.sites else list(sink.sites)
+    return {
+        **sink.settings(),
+        "sites": sites,
+        "tokens": job.tokens,
+        "compute_dtype": job.model.dtype,
+        "numeric": job.settings.record(),
+    }
