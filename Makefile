@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-system lint bench-harvest bench-store bench-weights bench-probes simulate clean
+.PHONY: help setup demo test test-system chaos lint bench-harvest bench-store bench-probes simulate clean
+
+bench-harvest: DATA ?= prompts
 
 help:  ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(READY)  ## the virtual environment, with pinned versions
 
@@ -24,10 +26,14 @@ demo: $(READY)  ## the whole story on a real small model; ends with the path of 
 	$(BIN)/thresher demo --out demo-out
 
 test: $(READY) lint  ## everything that needs no root and no system packages
-	$(BIN)/python -m pytest -m "not system" -q
+	THRESHER_SCHEDULES=100 THRESHER_KILLS=4 $(BIN)/python -m pytest -m "not system" -q
 
-test-system: $(READY)  ## what needs packages of the system: Chromium
+test-system: $(READY)  ## what needs Chromium or root, and the fault suites at full length
 	$(BIN)/python -m pytest -m system -q
+	THRESHER_SCHEDULES=1000 THRESHER_KILLS=25 $(BIN)/python -m pytest tests/faults -m "not system" -q
+
+chaos: $(READY)  ## the fault suites, ten times as long
+	THRESHER_SCHEDULES=10000 THRESHER_KILLS=250 $(BIN)/python -m pytest tests/faults -m "not system" -q --timeout 36000
 
 lint: $(READY)  ## ruff, mypy, the import rule, the security gates
 	$(BIN)/ruff check .
@@ -36,8 +42,17 @@ lint: $(READY)  ## ruff, mypy, the import rule, the security gates
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.security.gates
 
+bench-harvest: $(READY)  ## tokens per second, next to the bare model; DATA=folder of prompt files, PEERS='nnsight=PYTHON'
+	$(BIN)/python bench/harvest_speed.py --data $(DATA) $(foreach peer,$(PEERS),--peer $(peer))
+
 bench-store: $(READY)  ## writing and reading a store, next to what there is
 	$(BIN)/python bench/store_speed.py
+
+bench-probes: $(READY)  ## fitting probes, next to scikit-learn
+	$(BIN)/python bench/probes.py
+
+simulate: $(READY)  ## whether intervals cover and error rates hold, over 2,000 simulated studies
+	$(BIN)/python bench/simulate.py --studies 2000
 
 clean:  ## removes what the targets made
 	rm -rf $(VENV) demo-out build dist *.egg-info

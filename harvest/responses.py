@@ -1,7 +1,7 @@
 """On-policy responses of a whole prompt set, over a pool: tasks are its units, and text travels back."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ from harvest.generation import Sampling, generate
 from harvest.interventions import Intervention
 from harvest.loading import load_model, load_tokenizer
 from harvest.settings import NumericSettings
-from store import ModelRef, Pool, PromptSet, SerialPool
+from store import ModelRef, Pool, PromptSet, SerialPool, Unit
 from store.errors import IncompleteError, InputError
 
 
@@ -29,8 +29,8 @@ class _Worker:
         self.loaded = load_model(request.model, attention=request.settings.attention, threads=request.settings.threads)
         self.tokenizer = load_tokenizer(request.model)
 
-    def __call__(self, task: tuple[int, pa.Table]) -> tuple[int, pa.Table | str]:
-        number, table = task
+    def __call__(self, task: tuple[Unit, pa.Table]) -> tuple[Unit, pa.Table | str]:
+        unit, table = task
         try:
             answered = generate(
                 self.loaded,
@@ -41,8 +41,8 @@ class _Worker:
                 truncate=self.request.truncate,
             )
         except InputError as error:
-            return number, str(error)
-        return number, answered
+            return unit, str(error)
+        return unit, answered
 
 
 def respond(
@@ -50,15 +50,15 @@ def respond(
     prompts: PromptSet,
     sampling: Sampling,
     *,
+    units: Sequence[Unit] | None = None,
     pool: Pool | None = None,
     settings: NumericSettings | None = None,
     interventions: Sequence[Intervention] = (),
     truncate: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> PromptSet:
-    """The prompts with their responses and where these come from; see `generate` for the columns.
+) -> Iterator[tuple[Unit, pa.Table]]:
+    """Units of the prompts with their responses and where these come from, as they are finished; see `generate`.
 
-    progress  called with the number of prompts answered so far. Raises IncompleteError where a unit was not answered
+    units  of `prompts.units`, all by default. Raises IncompleteError, at the end, where a unit was not answered
     """
     request = _Request(
         model=model.resolve(),
@@ -67,19 +67,16 @@ def respond(
         interventions=tuple(interventions),
         truncate=truncate,
     )
-    tasks = [(unit.index, prompts.table.slice(unit.start, len(unit))) for unit in prompts.units]
-    answers: dict[int, pa.Table] = {}
+    asked = prompts.units if units is None else units
+    tasks = [(unit, prompts.table.slice(unit.start, len(unit))) for unit in asked]
     failed: list[str] = []
     for outcome in (pool or SerialPool()).run(functools.partial(_Worker, request), tasks):
         if outcome.result is None:
             failed.append(str(outcome.error))
             continue
-        number, answered = outcome.result
+        unit, answered = outcome.result
         if isinstance(answered, str):
             raise InputError(answered)
-        answers[number] = answered
-        if progress is not None:
-            progress(sum(table.num_rows for table in answers.values()))
+        yield unit, answered
     if failed:
         raise IncompleteError(f"{len(failed)} of {len(tasks)} units were not answered ({failed[0]}): run it again")
-    return PromptSet.from_table(pa.concat_tables([answers[number] for number in sorted(answers)]))

@@ -36,7 +36,7 @@ def _read_jsonl(path: Path) -> pa.Table:
             if not line.strip():
                 continue
             rows.append(_object(line, f"line {number} of {path}"))
-    return _table(rows, path)
+    return table_of_rows(rows, str(path))
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -47,7 +47,7 @@ def _read_json(path: Path) -> pa.Table:
         raise InputError(f"{path} is not readable JSON: {error}; for one object a line name it .jsonl") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} should hold a JSON array of objects, one per prompt")
-    return _table(rows, path)
+    return table_of_rows(rows, str(path))
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
+def table_of_rows(rows: list[dict[str, Any]], where: str) -> pa.Table:
+    """Rows as a table; where kinds of scalars are mixed they become text. Raises InputError where nested ones are."""
     # from_pylist takes its columns from the first row alone: a column that begins later would be lost.
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
@@ -72,7 +73,7 @@ def _table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
             if all(value is None or isinstance(value, (str, int, float, bool)) for value in values):
                 columns[name] = pa.array([None if value is None else str(value) for value in values])
             else:
-                raise InputError(f"column {name!r} of {path} mixes kinds of values: {error}") from error
+                raise InputError(f"column {name!r} of {where} mixes kinds of values: {error}") from error
     return pa.table(columns)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from store.digest import digest_sequence
 from store.errors import InputError
-from store.prompt_files import read_table
+from store.prompt_files import read_table, table_of_rows
 from store.unit import Unit, plan_units
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -79,7 +79,8 @@ class PromptSet:
 
     @staticmethod
     def from_rows(rows: Sequence[Mapping[str, Any]]) -> "PromptSet":
-        return PromptSet.from_table(pa.Table.from_pylist([dict(row) for row in rows]), where="the rows")
+        """A set from JSON-like rows; a row may lack columns that others have. Raises InputError as `read` does."""
+        return PromptSet.from_table(table_of_rows([dict(row) for row in rows], "the rows"), where="the rows")
 
     @staticmethod
     def from_table(table: pa.Table, *, where: str = "the table") -> "PromptSet":

@@ -15,15 +15,17 @@ from cluster.console import (
     JsonFlag,
     LabelColumnOption,
     MessagesColumnOption,
+    PoolOption,
     TextColumnOption,
+    WorkersOption,
     emit,
+    make_pool,
     out,
     progress,
     read_prompts,
 )
-from harvest import Sampling, load_model, load_tokenizer
-from harvest import generate as run_generate
-from store import InputError, ModelRef, PromptSet, Unit
+from harvest import Sampling, respond
+from store import InputError, ModelRef, Pool, PromptSet, Unit
 from store.digest import digest_json
 from store.direction import write_atomically
 
@@ -42,6 +44,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="Every prompt draws from a stream of its own.")] = 0,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "bfloat16",
+    pool: PoolOption = "local",
+    workers: WorkersOption = 1,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")] = False,
     text_column: TextColumnOption = None,
     messages_column: MessagesColumnOption = None,
@@ -58,7 +62,8 @@ def generate(
     )
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     reference = ModelRef(model, adapter=adapter, dtype=dtype).resolve()
-    table = _generate(reference, prompt_set, sampling, target, truncate=truncate)
+    workers_of = make_pool(pool, workers)
+    table = _generate(reference, prompt_set, sampling, target, pool=workers_of, truncate=truncate)
     data = {
         "out": str(target),
         "prompts": table.num_rows,
@@ -69,7 +74,9 @@ def generate(
     emit(as_json, data, lambda: out.print(f"{data['prompts']:,} responses, {data['tokens']:,} tokens: {target}"))
 
 
-def _generate(model: ModelRef, prompts: PromptSet, sampling: Sampling, target: Path, *, truncate: bool) -> pa.Table:
+def _generate(
+    model: ModelRef, prompts: PromptSet, sampling: Sampling, target: Path, *, pool: Pool, truncate: bool
+) -> pa.Table:
     """All responses in the order of the prompts; every finished unit is kept as a part until the file is whole."""
     settings = {"model": model.digest, "dtype": model.dtype, "sampling": asdict(sampling), "truncate": truncate}
     parts = target.with_name(f"{target.name}.parts")
@@ -79,13 +86,9 @@ def _generate(model: ModelRef, prompts: PromptSet, sampling: Sampling, target: P
 
     missing = [unit for unit in prompts.units if not part_of(unit).is_file()]
     with progress("generate", total=sum(map(len, missing)), unit="prompts") as bar:
-        loaded = load_model(model) if missing else None
-        tokenizer = load_tokenizer(model)
-        for unit in missing:
-            assert loaded is not None
-            rows = prompts.table.slice(unit.start, len(unit))
-            answered = run_generate(loaded, tokenizer, rows, sampling, truncate=truncate, progress=bar.advance)
+        for unit, answered in respond(model, prompts, sampling, units=missing, pool=pool, truncate=truncate):
             write_atomically(part_of(unit), _encoded(answered))
+            bar.advance(len(unit))
     used = [part_of(unit) for unit in prompts.units]
     table = pa.concat_tables([pyarrow.parquet.read_table(part) for part in used])
     write_atomically(target, _encoded(table))
