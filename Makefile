@@ -30,7 +30,7 @@ test: $(READY) lint  ## everything that needs no root and no system packages
 
 test-system: $(READY)  ## what needs Chromium or root, and the fault suites at full length
 	$(BIN)/python -m pytest -m system -q
-	THRESHER_SCHEDULES=1000 THRESHER_KILLS=25 $(BIN)/python -m pytest tests/faults -m "not system" -q
+	THRESHER_SCHEDULES=1000 THRESHER_KILLS=25 $(BIN)/python -m pytest tests/faults -m "not system" -q --timeout 2400
 
 chaos: $(READY)  ## the fault suites, ten times as long
 	THRESHER_SCHEDULES=10000 THRESHER_KILLS=250 $(BIN)/python -m pytest tests/faults -m "not system" -q --timeout 36000

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.fingerprint import PACKAGES, fingerprint, package_folder
 from store import IncompleteError, InputError, Outcome, ThresherError
@@ -43,11 +43,11 @@ class Worker:
 class RayPool:
     """`workers` actors on a cluster.
 
-    workers   each holds the model; it gets a GPU where the cluster has one for each, and its share of the CPUs
+    workers   each holds the model, and a GPU of its own where the cluster has any
     address   None starts Ray on this machine, or uses the one this process is connected to; else ray://HOST:PORT
 
-    Raises InputError for an address outside this machine where no token guards it, IncompleteError where no worker
-    answers in time or a worker runs other code than the driver.
+    Raises InputError for an address outside this machine where no token guards it, and for more workers than GPUs;
+    IncompleteError where no worker answers in time or a worker runs other code than the driver.
     """
 
     workers: int = 1
@@ -83,7 +83,8 @@ class RayPool:
             "excludes": ["__pycache__"],
         }
         ray.init(
-            address=self.address,
+            # RAY_ADDRESS is not followed: a cluster is named by --pool, where its token is asked for.
+            address=self.address or "local",
             runtime_env=environment,
             log_to_driver=False,
             include_dashboard=None if self.address else False,
@@ -92,14 +93,15 @@ class RayPool:
 
 
 def _actor_maker(workers: int) -> Callable[[], Any]:
-    resources = ray.cluster_resources()
-    gpus = resources.get("GPU", 0.0)
-    cpus = resources.get("CPU", 1.0)
-    share = cpus / workers
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < workers:
+        raise InputError(f"{workers} workers want a GPU each and the cluster has {gpus}: ask for --workers {gpus}")
     options = {
-        # Fractions let more workers than cores start; threads per worker are a numeric setting, not Ray's business.
-        "num_cpus": max(0.01, float(int(share)) if share >= 1 else int(share * 100) / 100),
-        "num_gpus": 1 if gpus >= workers else 0,
+        # A token share: threads per worker are a numeric setting, and a replacement must fit on what is left of a
+        # cluster that lost a node.
+        "num_cpus": 0.01,
+        "num_gpus": 1 if gpus else 0,
+        "scheduling_strategy": "SPREAD",
         "max_restarts": 0,
         "max_task_retries": 0,
     }
@@ -108,6 +110,7 @@ def _actor_maker(workers: int) -> Callable[[], Any]:
 
 
 def _shake_hands(actors: list[Any]) -> None:
+    """Raises IncompleteError unless every actor answers in time and runs our code."""
     pending = [actor.handshake.remote() for actor in actors]
     ready, late = ray.wait(pending, num_returns=len(pending), timeout=HANDSHAKE_SECONDS)
     if late:
@@ -116,7 +119,12 @@ def _shake_hands(actors: list[Any]) -> None:
             "--workers or look at the cluster with 'ray status', then run the same command again"
         )
     ours = fingerprint()
-    for theirs in ray.get(ready):
+    for answer in ready:
+        try:
+            theirs = ray.get(answer)
+        except RayError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise IncompleteError(f"a worker could not start ({reason}): run the same command again") from error
         for name, value in ours.items():
             if theirs[name] != value:
                 raise IncompleteError(
@@ -142,19 +150,28 @@ def _schedule(
         actor, task, attempt = running.pop(done)
         try:
             result = ray.get(done)
-        except RayActorError as death:
+        except RayTaskError as failure:
+            cause = failure.cause
+            raise (cause if isinstance(cause, ThresherError) else failure) from None
+        except RayError as death:
+            # The actor died, was killed for memory, or lost its node. It may have published what it was given.
             actors.remove(actor)
-            replacement = make()
-            actors.append(replacement)
             if attempt < ATTEMPTS:
                 waiting.append((task, attempt + 1))
             else:
                 reason = " ".join(str(death).split())[:300]
                 yield Outcome(task=task, error=f"its worker died {attempt} times: {reason}", attempts=attempt)
-            give(replacement)
-        except RayTaskError as failure:
-            cause = failure.cause
-            raise (cause if isinstance(cause, ThresherError) else failure) from None
+            replacement = make()
+            try:
+                _shake_hands([replacement])
+            except IncompleteError:
+                # The rest of the cluster goes on without it; where nobody is left, nothing can.
+                ray.kill(replacement)
+                if not running:
+                    raise
+            else:
+                actors.append(replacement)
+                give(replacement)
         else:
             yield Outcome(task=task, result=result, attempts=attempt)
             give(actor)

@@ -137,6 +137,10 @@ def _takes_tokens(module: nn.Module) -> bool:
     return any(isinstance(child, nn.Embedding) for child in module.children())
 
 
+# Their attention and MLP modules add the residual themselves: what these return is not what they add.
+ADDS_INSIDE = ("bloom", "mpt")
+
+
 def _part(parent: nn.Module | None, names: Iterable[str]) -> nn.Module | None:
     for name in names:
         child = getattr(parent, name, None)
@@ -160,7 +164,7 @@ def _block_tap(block: nn.Module, site: Site, config: Any) -> Tap | None:
         "router": (_part(mlp, ROUTER), "out"),
     }
     module, side = places[site.kind]
-    if module is None:
+    if module is None or (site.kind in ("attn_out", "mlp_out") and config.model_type in ADDS_INSIDE):
         return None
     if site.kind != "heads":
         return Tap(module=module, side=side)

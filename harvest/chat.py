@@ -11,12 +11,15 @@ Templates run in transformers' jinja2 ImmutableSandboxedEnvironment.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from store.errors import InputError
 
+# What templates that write today's date are told: the date that Llama 3's own template falls back to.
+TEMPLATE_DATE = datetime(2024, 7, 26)
 FIRST_MARK = 0xF0000
 MARK = re.compile("[\U000f0000-\U000ffffd]")
 # Templates cut at the tags of a reasoning model's thoughts: no piece reaches across one.
@@ -68,7 +71,11 @@ def _apply(tokenizer: Any, messages: Sequence[dict[str, str]], where: str) -> st
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=messages[-1]["role"] == "user",
+                # Some templates write today's date: a prompt must not depend on the day that it is run.
+                strftime_now=TEMPLATE_DATE.strftime,
             )
         )
     except (TemplateError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 Blosc's shuffle puts the bytes of equal significance together. In activations only the most significant one, sign and
 exponent, repeats itself: it has about three bits of entropy in bfloat16, while the others are noise. So that plane
 alone is entropy-coded, and with few attempts at finding matches, which do not exist there: smaller than what Blosc's
-own zstd makes of it, in a third of the time. The payload of a block is two zstd frames, one after the other, as
+own zstd makes of it, in a quarter of the time. The payload of a block is two zstd frames, one after the other, as
 ZSTD_decompress accepts them. Format: c-blosc 1.21, README_CHUNK_FORMAT.rst.
 """
 

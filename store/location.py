@@ -4,6 +4,7 @@ A location knows a few verbs. Everything the store promises rests on `create`: o
 succeeds, and every other is told so.
 """
 
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,11 @@ def locate(path: Path | str) -> Location:
     if "://" in text:
         raise InputError(f"{text!r} is no place for a store: give a path, or s3://BUCKET/PREFIX")
     return LocalLocation(Path(text).expanduser().absolute())
+
+
+def is_probe(path: str) -> bool:
+    """True for what `prove_exclusive_create` leaves if it is killed."""
+    return re.fullmatch(r"probe-[0-9a-f]{16}", path) is not None
 
 
 def prove_exclusive_create(location: Location) -> None:

@@ -51,6 +51,12 @@ class ModelFile:
 
 def model_files(folder: Path, gguf_file: str | None) -> list[ModelFile]:
     """Hashes the files of a model folder, or of a GGUF file in it. Raises InputError for what may not be loaded."""
+    if (folder / "adapter_config.json").is_file():
+        # transformers would load the adapter's own base in place of this folder's weights.
+        raise InputError(
+            f"{folder} holds an adapter_config.json beside the model: give the base's own folder, and the adapter's "
+            "with --adapter"
+        )
     if gguf_file is not None:
         return [_hashed("weights", folder, gguf_file)]
     config = _config(folder, "config.json", f"{folder} is no model folder: it has no config.json")
@@ -80,6 +86,10 @@ def check_unchanged(folder: Path, files: tuple[ModelFile, ...]) -> None:
 
 def _weight_shards(folder: Path, single: str) -> list[str]:
     index = folder / f"{single}.index.json"
+    if index.is_file() and (folder / single).is_file():
+        raise InputError(
+            f"{folder} has both {single} and {index.name}: which of them holds the weights is a guess; move one away"
+        )
     if index.is_file():
         shards = sorted(set(_config(folder, index.name, "").get("weight_map", {}).values()))
         for shard in shards:

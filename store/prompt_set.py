@@ -100,6 +100,9 @@ class PromptSet:
         for name, kind in CANONICAL.items():
             if name in table.column_names:
                 table = _cast(table, name, kind, where)
+        for name in table.column_names:
+            if name not in CANONICAL:
+                table = _as_json_scalars(table, name, where)
         order = [name for name in CANONICAL if name in table.column_names]
         table = table.select(order + sorted(name for name in table.column_names if name not in CANONICAL))
         _check_ids(table, where)
@@ -144,6 +147,25 @@ class PromptSet:
         if name not in self.table.column_names:
             raise InputError(f"the prompt set has no column {name!r}: it has {_listed(self.table.column_names)}")
         return np.asarray(self.table.column(name).to_numpy(zero_copy_only=False))
+
+
+def _as_json_scalars(table: pa.Table, name: str, where: str) -> pa.Table:
+    """A label or metadata column as JSON knows it: dates become text, NaN null. Raises InputError for the rest."""
+    column = table.column(name)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if pa.types.is_floating(kind):
+        values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        fixed: Any = pa.chunked_array([pa.array(values, pa.float64(), mask=~np.isfinite(values))])
+    elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        fixed = pa.chunked_array([pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())])
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise InputError(f"column {name!r} of {where} holds {kind}, which no label can be: leave it out")
+    else:
+        fixed = column
+    return table.set_column(table.column_names.index(name), name, fixed)
 
 
 def _cast(table: pa.Table, name: str, kind: pa.DataType, where: str) -> pa.Table:

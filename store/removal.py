@@ -12,17 +12,26 @@ Progress = Callable[[int], None]
 
 
 def withdraw_cell(store: Store, model: str, unit: str, capture: str) -> None:
-    """Removes a cell: the receipt, then its files."""
-    store.location.delete(receipt_path(model, unit, capture))
-    for path in list(store.location.list(f"cells/{model}/{unit}/{capture}")):
-        store.location.delete(path)
+    """Removes a cell: the receipt, then the files of the attempt that it names.
+
+    Other attempts stay, as their writers may be about to publish them; `gc` removes them after its grace time. So does
+    it where the receipt is too damaged to name its attempt.
+    """
+    path = receipt_path(model, unit, capture)
+    try:
+        folder = decode_receipt(store.location.read(path), path, path).folder
+    except (FileNotFoundError, DamageError):
+        folder = None
+    store.location.delete(path)
+    if folder is not None:
+        remove_attempt(store, folder)
 
 
 def cells_of(store: Store, *, model: str | None, capture: str | None) -> list[tuple[str, str, str]]:
     """(model, unit, capture) of the published cells that match. Raises InputError where the name is unknown."""
-    wanted = store.wanted()
+    models = {known for known, _ in store.wanted()} | {path.split("/")[1] for path in store.location.list("receipts")}
     for name, known, what in (
-        (model, {known for known, _ in wanted}, "model"),
+        (model, models, "model"),
         (capture, {known.id for known in store.captures}, "capture"),
     ):
         if name is not None and name not in known:
@@ -44,8 +53,6 @@ def delete_cells(
     incomplete, and the same call goes on.
     """
     cells = cells_of(store, model=model, capture=capture)
-    for cell in cells:
-        store.location.delete(receipt_path(*cell))
     for cell in cells:
         withdraw_cell(store, *cell)
         progress(1)

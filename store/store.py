@@ -14,7 +14,7 @@ from store.cell import Receipt, publish_cell, read_receipt, read_tokens
 from store.column import Column, check_uniform
 from store.digest import canonical_json, digest_json, digest_sequence
 from store.errors import DamageError, IncompleteError, InputError
-from store.location import Location, locate, prove_exclusive_create
+from store.location import Location, is_probe, locate, prove_exclusive_create
 from store.model_ref import ModelRef
 from store.names import check_name
 from store.prompt_batches import append_prompts, read_batches, read_prompts
@@ -42,8 +42,8 @@ class Store:
         """
         location = locate(path)
         if _read_root(location) is None:
-            occupied = next(location.list(""), None)
-            if occupied is not None:
+            occupied = next((path for path in location.list("") if not is_probe(path)), None)
+            if occupied is not None and _read_root(location) is None:
                 raise InputError(f"{path} is not a store and not empty (it holds {occupied}): give another folder")
             prove_exclusive_create(location)
             location.create("zarr.json", ROOT)

@@ -10,6 +10,7 @@ import tensorstore
 import zarr
 
 from store import ColumnSpec, IncompleteError, InputError, Store
+from store.removal import withdraw_cell
 from tests.store.factory import COLUMNS, WIDTH, cell_of, fill, filled_store, model_named, prompts_of
 
 
@@ -182,3 +183,21 @@ def test_a_moved_store_is_the_same_store(tmp_path: Path) -> None:
     moved = Store.open(tmp_path / "moved")
     assert moved.digest == digest
     assert len(moved.column(model.id, "scores.m")) == 60
+
+
+def test_a_probe_left_by_a_killed_creation_does_not_occupy_the_place(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "probe-0123456789abcdef").write_text("1")
+    store, _ = filled_store(tmp_path / "s", 30)
+    assert store.complete
+
+
+def test_withdrawing_a_cell_leaves_attempts_under_way_alone(tmp_path: Path) -> None:
+    store, model = filled_store(tmp_path / "s", 30)
+    (receipt,) = store.receipts()
+    other = Path(store.path) / receipt.folder.rpartition("/")[0] / "77-underway"
+    other.mkdir()
+    (other / "zarr.json").write_text("{}")
+    withdraw_cell(store, model.id, "u000000", receipt.capture)
+    assert other.exists()
+    assert not (Path(store.path) / receipt.folder).exists()

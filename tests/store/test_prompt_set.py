@@ -1,0 +1,79 @@
+"""Prompt files in every form that users have, brought into one."""
+
+import datetime
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from store import InputError, PromptSet
+
+
+def test_dates_and_nan_become_what_json_knows(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": ["a", "b"],
+            "when": [datetime.date(2024, 1, 1), None],
+            "at": pa.array([datetime.datetime(2024, 1, 1, 12)] * 2),
+            "score": [float("nan"), 1.5],
+            "kind": pa.array(["x", "y"]).dictionary_encode(),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    prompts = PromptSet.read(tmp_path / "a.parquet")
+    assert prompts.table.column("when").to_pylist() == ["2024-01-01", None]
+    assert prompts.table.column("score").to_pylist() == [None, 1.5]
+    assert len(prompts.digest) == 64
+    pyarrow.parquet.write_table(table.append_column("raw", pa.array([b"1", b"2"])), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="'raw'"):
+        PromptSet.read(tmp_path / "b.parquet")
+
+
+def test_rows_may_lack_columns_that_others_have() -> None:
+    prompts = PromptSet.from_rows([{"text": "a"}, {"text": "b", "label": 1}])
+    assert prompts.table.column("label").to_pylist() == [None, 1]
+    assert prompts.prompt_ids == ["0", "1"]
+
+
+def test_messages_spans_and_mapping(tmp_path: Path) -> None:
+    rows = [
+        {
+            "chat": [{"role": "user", "content": "hi"}],
+            "spans": [{"start": 0, "end": 2}],
+            "truth": True,
+            "city": 7,
+        }
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    prompts = PromptSet.read(tmp_path / "a.json", messages="chat", label="truth", group="city")
+    assert prompts.table.column("group").to_pylist() == ["7"]
+    assert prompts.labels("label").tolist() == [True]
+    assert prompts.labels("truth").tolist() == [True]
+    assert prompts.table.column("spans").to_pylist() == [[{"message": 0, "start": 0, "end": 2}]]
+
+
+def test_the_digest_is_blind_to_format_and_sees_every_value(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "group": str(n)} for n in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert PromptSet.read(tmp_path / "a.jsonl").digest == PromptSet.read(tmp_path / "a.json").digest
+    rows[3]["group"] = "other"
+    assert PromptSet.from_rows(rows).digest != PromptSet.read(tmp_path / "a.json").digest
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": ""}], "is empty"),
+        ([{"text": "a", "unit": 1}], "rename it"),
+        ([{"words": "a"}], "'words'"),
+        ([{"messages": [{"role": "wizard", "content": "a"}]}], "wizard"),
+        ([{"messages": [{"content": "a"}]}], "messages"),
+        ([{"prompt_id": "", "text": "a"}], "empty prompt_id"),
+    ],
+)
+def test_what_is_no_prompt_is_named(rows: list[dict[str, object]], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        PromptSet.from_rows(rows)
