@@ -38,7 +38,8 @@ def calibrate(
 
     Its `calibration` states, for `z`: `fpr`, the marginal bound (a new clean prompt of the same kind is flagged
     with at most that probability, over calibrations) and `fpr_upper_95` (this monitor's own rate is below it with
-    95 % confidence; both from the threshold groups); for `minmax` the marginal bound min(1, 2 t / (n + 1)).
+    95 % confidence; both from the threshold groups); for `minmax` the marginal bound min(1, 2 t / (g + 1)) of g
+    groups.
 
     Raises InputError where there are too few groups for `fpr`, saying how many are needed.
     """
@@ -48,7 +49,7 @@ def calibrate(
     if not np.isfinite(extremes).all():
         raise InputError("some calibration prompts have no finite scores: leave them out")
     if rule == "minmax":
-        return _minmax(directions, extremes, prefix)
+        return _minmax(directions, extremes, groups, prefix)
     first, second = _halves(groups, fpr)
     centre = extremes[first].mean(axis=0)
     deviation = extremes[first].std(axis=0, ddof=1)
@@ -86,11 +87,13 @@ def calibrate(
     )
 
 
-def _minmax(directions: list[Direction], extremes: np.ndarray, prefix: tuple[int, ...]) -> Monitor:
+def _minmax(directions: list[Direction], extremes: np.ndarray, groups: np.ndarray, prefix: tuple[int, ...]) -> Monitor:
     """The paper's rule: beyond the largest or below the smallest cosine of all calibration prompts by `EPSILON`."""
+    independent = len(np.unique(groups))
     bound: dict[str, Any] = {
-        "fpr": min(1.0, 2 * len(directions) / (len(extremes) + 1)),
+        "fpr": min(1.0, 2 * len(directions) / (independent + 1)),
         "n": len(extremes),
+        "groups": independent,
         "directions": len(directions),
     }
     return Monitor(

@@ -15,6 +15,7 @@ import numpy as np
 from store.digest import digest_json, sha256
 from store.direction import Direction, load_directions, save_directions
 from store.errors import InputError
+from store.model_ref import ModelRef
 
 SCORINGS = ("cosine", "projection")
 RULES = ("z", "minmax")
@@ -24,7 +25,10 @@ FORMAT = "thresher-monitor-1"
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Of n prompts: `score` float64 [n], the largest standardised extreme; `direction` int64 [n], whose it is;
-    `side` int64 [n], 0 where the direction fired upwards, 1 downwards; `flagged` bool [n]."""
+    `side` int64 [n], 0 where the direction fired upwards, 1 downwards; `flagged` bool [n].
+
+    A prompt with an extreme that is not finite is not scored: its score is NaN, direction and side are −1, and it
+    is not flagged, which does not make it clean."""
 
     score: np.ndarray
     direction: np.ndarray
@@ -44,6 +48,8 @@ class Monitor:
     spread       float64 [t, 2], divides the rest
     threshold    a prompt is flagged when its largest standardised extreme is above it
     calibration  what it rests on: counts, the rate asked for, its bounds (see `calibrate`)
+    model        the model it was calibrated on: name, adapter, digest and compute dtype; empty where not known
+    delta        the weight difference its directions are of: its digest and those of base and tuned model
     """
 
     directions: tuple[Direction, ...]
@@ -54,6 +60,8 @@ class Monitor:
     spread: np.ndarray
     threshold: float
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    delta: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -68,14 +76,43 @@ class Monitor:
     def score(self, extremes: np.ndarray) -> Scores:
         """Scores prompts by their extremes [n, t, 2]."""
         flat = self.standardise(extremes).reshape(len(extremes), -1)
+        finite = np.isfinite(flat).all(axis=1)
         best = flat.argmax(axis=1)
-        score = flat[np.arange(len(flat)), best]
-        return Scores(score=score, direction=best // 2, side=best % 2, flagged=score > self.threshold)
+        score = np.where(finite, flat[np.arange(len(flat)), best], np.nan)
+        return Scores(
+            score=score,
+            direction=np.where(finite, best // 2, -1),
+            side=np.where(finite, best % 2, -1),
+            flagged=score > self.threshold,
+        )
+
+    def check(self, model: ModelRef) -> None:
+        """Raises InputError unless `model`, resolved, is the one this was calibrated on, in the same dtype."""
+        if not self.model:
+            raise InputError(f"{self.id} does not say which model it was calibrated on: fit it again")
+        own = ModelRef(self.model["name"], adapter=self.model["adapter"], dtype=self.model["dtype"])
+        if self.model["digest"] != model.digest:
+            raise InputError(
+                f"{self.id} was calibrated on {described(own, self.model['digest'])}, this is "
+                f"{described(model, model.digest)}: its threshold means nothing here, give that model"
+            )
+        if own.dtype != model.dtype:
+            raise InputError(
+                f"{self.id} was calibrated in {own.dtype}, this run is in {model.dtype}: add --dtype {own.dtype}"
+            )
 
     def save(self, path: Path | str) -> None:
         """One safetensors file: the directions, everything else as JSON in its header."""
         save_directions(
-            path, self.directions, {"format": FORMAT, **self._settings(), "calibration": dict(self.calibration)}
+            path,
+            self.directions,
+            {
+                "format": FORMAT,
+                **self._settings(),
+                "calibration": dict(self.calibration),
+                "model": dict(self.model),
+                "delta": dict(self.delta),
+            },
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -105,7 +142,15 @@ def load_monitor(path: Path | str) -> Monitor:
         spread=np.array(metadata["spread"], np.float64),
         threshold=float(metadata["threshold"]),
         calibration=metadata["calibration"],
+        model=metadata.get("model", {}),
+        delta=metadata.get("delta", {}),
     )
+
+
+def described(model: ModelRef, digest: str) -> str:
+    """A model in a message: its name, its adapter and the start of its digest."""
+    adapter = f" with adapter {model.adapter}" if model.adapter else " without adapter"
+    return f"{model.name}{adapter} ({digest[:12]})"
 
 
 def common_prefix(token_ids: list[np.ndarray]) -> tuple[int, ...]:

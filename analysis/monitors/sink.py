@@ -111,7 +111,8 @@ class MonitorSink:
     """A calibrated monitor's verdict on every prompt: kilobytes for a million prompts.
 
     Columns `scores.<monitor>`, float32 [2] a prompt: the largest standardised score and its raw value; and
-    `fired.<monitor>`, int32 [3] a prompt: direction, side (0 up, 1 down), token position.
+    `fired.<monitor>`, int32 [3] a prompt: direction, side (0 up, 1 down), token position. NaN and −1 for a prompt
+    that was not run, or with a score that is not finite along any direction.
     """
 
     monitor: Monitor
@@ -142,14 +143,15 @@ class MonitorSink:
 
     def finish(self) -> list[SinkColumn]:
         extremes, positions = (column.values for column in self._extremes.finish())
-        found = self.monitor.score(np.nan_to_num(extremes, nan=-np.inf))
+        found = self.monitor.score(extremes)
         rows = np.arange(len(extremes))
+        unscored = np.isnan(found.score)
         raw = extremes[rows, found.direction, found.side] * np.where(found.side == 0, 1, -1)
-        score = np.where(np.isnan(raw), np.nan, found.score)
-        place = positions[rows, found.direction, found.side]
+        raw = np.where(unscored, np.nan, raw)
+        place = np.where(unscored, -1, positions[rows, found.direction, found.side])
         scores, fired = self.columns
         return [
-            SinkColumn(name=scores, rows="prompt", values=np.stack([score, raw], axis=1).astype(np.float32)),
+            SinkColumn(name=scores, rows="prompt", values=np.stack([found.score, raw], axis=1).astype(np.float32)),
             SinkColumn(
                 name=fired,
                 rows="prompt",

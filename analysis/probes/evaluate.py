@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from analysis.probes.crossfit import PENALTIES, CrossFit, cross_fit
 from analysis.probes.examples import Examples, labelled
@@ -177,6 +178,7 @@ class Transfer:
         }
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def transfer_between(
     store: Store,
     model: ModelRef | str | None = None,
@@ -272,6 +274,7 @@ def _fit_on(
     return fit, everywhere
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def transfer_probes(
     probes: Mapping[str, Probe],
     sets: Sequence[tuple[str, Store, Mapping[str, str]]],

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.statistics.interval import plural
+from store.digest import digest_json
 from store.errors import InputError
 from store.prompt_set import PromptSet
 
@@ -56,7 +57,8 @@ def labelled(
 ) -> Examples:
     """The prompts that have a value of `label`, kept where each column of `where` has the value given.
 
-    Without a column `group` under its default name every prompt is its own group. Raises InputError for
+    Without a column `group` under its default name every prompt is its own group, named by its content: the same
+    prompt in another file is of the same group, whatever its row or id there. Raises InputError for
     unknown columns (naming those there are), for a label without exactly two values, and where nothing is
     left.
     """
@@ -73,7 +75,7 @@ def labelled(
     if group != "group" or "group" in table.column_names:
         groups = prompts.labels(group).astype(str)[keep]
     else:
-        groups, group = np.array(prompts.prompt_ids)[keep], "prompt"
+        groups, group = _contents(table.filter(pa.array(keep))), "prompt"
     return Examples(
         prompt=np.flatnonzero(keep),
         label=binary,
@@ -110,6 +112,14 @@ def _group_name(table: pa.Table, group: str) -> str:
         if same_kind and table.column(name).equals(values):
             return str(name)
     return group
+
+
+def _contents(table: pa.Table) -> np.ndarray:
+    """String [n]: a digest of each prompt's text, messages and response."""
+    parts = [name for name in ("text", "messages", "response") if name in table.column_names]
+    # A part that a file lacks and one that is null are the same: neither is in the digest.
+    rows = ({name: row[name] for name in parts if row[name] is not None} for row in table.select(parts).to_pylist())
+    return np.array([digest_json(row) for row in rows], dtype=str)
 
 
 def _texts(table: pa.Table) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from analysis.probes.baselines import (
     Baseline,
@@ -117,6 +118,9 @@ class ProbeFit:
         }
 
 
+# A factorisation of some hundred columns is over before a second thread has woken up; on a machine that does
+# anything else at the time, OpenBLAS's threads wait for each other a hundred times as long as they work.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_probe(
     store: Store,
     model: ModelRef | str | None = None,
@@ -136,10 +140,12 @@ def fit_probe(
 ) -> ProbeFit:
     """Fits a probe for a label at one site or at the best of several, and measures it on held-out groups.
 
-    label, group, where   columns of the prompt set: what to tell, what may not be split, which prompts to
-    take site     `all`, a name, a pattern or a list of them; kind: logistic, lda or mass-mean folds    outer
-    folds over groups measure; the folds inside choose site and penalty fprs     false-positive rates at which
-    to give recall progress is called with 1 after each site
+    label, group, where   columns of the prompt set: what to tell, what may not be split, which prompts to take
+    site      `all`, a name, a pattern or a list of them
+    kind      logistic, lda or mass-mean
+    folds     outer folds over groups measure; the folds inside choose site and penalty
+    fprs      false-positive rates at which to give recall
+    progress  called with 1 after each site
 
     Raises InputError for an unknown model, site, column or kind, for a label without two classes, and where a
     class has fewer groups than folds.

@@ -27,7 +27,7 @@ from cluster.console import (
     progress,
     read_prompts,
 )
-from store import ModelRef, PromptSet
+from store import InputError, ModelRef, PromptSet
 from store.direction import write_atomically
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
@@ -100,7 +100,7 @@ def _print_fit(record: dict[str, Any]) -> None:
     out.print(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites")
     if record["rule"] == "minmax":
         out.print(
-            f"the paper's range rule over {calibration['n']} prompts: its false alarms are bounded by "
+            f"the paper's range rule over {calibration['groups']} independent prompts: its false alarms are bounded by "
             f"{calibration['fpr']:.3f}"
         )
         return
@@ -123,30 +123,46 @@ def score(
     truncate: TruncateOption = False,
     text_column: TextColumnOption = None,
     messages_column: MessagesColumnOption = None,
+    group_column: GroupColumnOption = None,
     response_column: ResponseColumnOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Flag PROMPTS: which, by which direction, at which token."""
+    """Flag PROMPTS: which, by which direction, at which token. Exits with 2 where some could not be scored."""
     from cluster.monitoring import load_monitor, score_prompts
 
     loaded = load_monitor(monitor)
-    given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)
+    given = read_prompts(
+        prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
+    )
     with _pass(given, pool, workers, truncate) as run:
         record = score_prompts(loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, run=run)
     emit(as_json, record, lambda: _print_scores(record))
+    if record["unscored"]:
+        raise typer.Exit(2)
 
 
 def _print_scores(record: dict[str, Any]) -> None:
     rate = record["rate"]
     out.print(
         f"{record['flagged']} of {record['n']} prompts flagged: {100 * rate['value']:.1f} % "
-        f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (exact 95 % interval)"
+        f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (95 % interval, {rate['method']} over {rate['units']} "
+        f"{rate['noun']})"
     )
+    _print_unscored(record)
     table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
-    for row in sorted(record["prompts"], key=lambda row: -row["score"])[:20]:
+    scored = [row for row in record["prompts"] if row["score"] is not None]
+    for row in sorted(scored, key=lambda row: -row["score"])[:20]:
         style = "red" if row["flagged"] else ""
         table.add_row(row["prompt_id"], f"{row['score']:.2f}", row["direction"], str(row["position"]), style=style)
     out.print(table)
+
+
+def _print_unscored(record: dict[str, Any]) -> None:
+    if record["unscored"]:
+        out.print(
+            f"[red]{record['unscored']} prompts more could not be scored[/]: they failed or their activations are not "
+            "finite, they are not known to be clean"
+        )
 
 
 def audit(
@@ -166,7 +182,10 @@ def audit(
     response_column: ResponseColumnOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the prompts and tokens at both ends of the directions that fire most."""
+    """Show the prompts and tokens at both ends of the directions that fire most.
+
+    Exits with 2 where some prompts could not be scored.
+    """
     from cluster.monitoring import audit_prompts, load_monitor
 
     loaded = load_monitor(monitor)
@@ -178,9 +197,12 @@ def audit(
     if path is not None:
         write_atomically(Path(path), json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
     emit(as_json, record, lambda: _print_audit(record))
+    if record["unscored"]:
+        raise typer.Exit(2)
 
 
 def _print_audit(record: dict[str, Any]) -> None:
+    _print_unscored(record)
     for found in record["directions"]:
         out.print(f"\n[bold]{found['direction']}[/] at {found['site']}")
         for sign, end in (("+", "top"), ("−", "bottom")):
@@ -194,21 +216,28 @@ def _coloured(example: dict[str, Any], around: int = 12) -> Text:
     first = max(0, example["position"] - around)
     tokens = example["tokens"][first : example["position"] + around]
     scores = example["scores"][first : example["position"] + around]
-    largest = max(abs(score) for score in scores) or 1.0
+    largest = max((abs(score) for score in scores if score is not None), default=0.0) or 1.0
     text = Text()
     for token, score in zip(tokens, scores, strict=True):
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
-        strength = int(255 * abs(score) / largest)
+        strength = int(255 * abs(score or 0.0) / largest)
         text.append(shown, style=f"on rgb({strength},0,0)" if strength > 40 else "")
     return text
 
 
 @contextmanager
 def _pass(prompts: PromptSet, pool: str, workers: int, truncate: bool) -> Iterator[Any]:
-    """How the prompts are run, with a progress bar in prompts."""
+    """How the prompts are run, with a progress bar in prompts.
+
+    Raises InputError for a pool on another machine: it could not write to the scratch store on this one.
+    """
     from cluster.monitoring import Pass
     from harvest import Progress
 
+    if pool.startswith("ray://"):
+        raise InputError(
+            f"monitors keep their scores in a folder of this machine, --pool {pool} is another: use local or ray"
+        )
     with progress("monitor", total=len(prompts), unit="prompts") as bar:
 
         def advance(state: Progress) -> None:

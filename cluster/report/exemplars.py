@@ -20,6 +20,11 @@ class Exemplar:
     tokens: Markup
 
 
+def turned(scores: Sequence[float | None], sign: int) -> list[float | None]:
+    """Scores with the sign of the end that fires; a token without a score keeps none."""
+    return [None if score is None else sign * score for score in scores]
+
+
 def coloured(tokens: Sequence[str], scores: Sequence[float | None], *, largest: float) -> Markup:
     """Tokens in order, red where the score is positive and blue where negative, in steps of a fifth of `largest`.
 
@@ -53,9 +58,7 @@ def exemplars(direction: dict[str, Any], *, most: int = 5) -> list[Exemplar]:
             prompt_id=prompt["prompt_id"],
             score=sign * prompt["score"],
             tokens=Markup("… " if shared else "")
-            + coloured(
-                prompt["tokens"][shared:], [sign * score for score in prompt["scores"][shared:]], largest=largest
-            ),
+            + coloured(prompt["tokens"][shared:], turned(prompt["scores"][shared:], sign), largest=largest),
         )
         for prompt in shown
     ]

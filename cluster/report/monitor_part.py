@@ -12,7 +12,7 @@ def scored_sets(run: RunFolder) -> tuple[list[ScoredSet], float | None]:
     sets = [
         ScoredSet(
             name=_words(part.name),
-            scores=[prompt["score"] for prompt in part.record["prompts"]],
+            scores=[prompt["score"] for prompt in part.record["prompts"] if prompt["score"] is not None],
             positive=_should_fire(part.name),
         )
         for part in run.scores

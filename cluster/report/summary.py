@@ -6,6 +6,7 @@ from typing import Any
 from cluster.report.chart_matrix import verdict
 from cluster.report.chart_rates import Rate
 from cluster.report.folder import Part, RunFolder
+from cluster.report.monitor_part import target_fpr
 from cluster.report.show import count, interval, number, percent
 from cluster.report.topics import ProbeTopic
 
@@ -32,7 +33,7 @@ def summary(run: RunFolder, topics: list[ProbeTopic], rates: list[Rate]) -> list
         *[_transfer(part) for part in run.transfers],
         *[_weights(part) for part in run.deltas],
         *[_behaviour(part) for part in run.behaviours],
-        *_monitor(rates),
+        *_monitor(rates, target_fpr(run)),
         *_store(run),
     ]
 
@@ -42,12 +43,14 @@ def _probe(topic: ProbeTopic) -> Statement:
     auroc, baselines = best["auroc"], best.get("baselines", {})
     beaten = all(baseline["high"] < auroc["low"] for baseline in baselines.values())
     strongest = max((baseline["value"] for baseline in baselines.values()), default=None)
-    aside = (
-        f"AUROC on {count(auroc['units'])} {auroc['noun']}, none of which was in the training folds; "
-        "the layer was chosen on inner folds."
+    aside = f"AUROC on {count(auroc['units'])} {auroc['noun']}, none of which was in the training folds" + (
+        "; the layer was chosen on inner folds." if len(best["sites"]) > 1 else "."
     )
     if strongest is not None:
         aside += f" The best baseline reaches {number(strongest)}."
+    if not baselines:
+        text = f"The {best['kind']} probe on {topic.words} was compared with no baseline: what it reads is not known."
+        return Statement(figure=number(auroc["value"]), range=_bounds(auroc), text=text, aside=aside)
     if not beaten:
         text = (
             f"The {best['kind']} probe on {topic.words} does not clearly beat its baselines: it may have found those."
@@ -129,7 +132,8 @@ def _behaviour(part: Part) -> Statement:
     )
 
 
-def _monitor(rates: list[Rate]) -> list[Statement]:
+def _monitor(rates: list[Rate], target: float | None) -> list[Statement]:
+    """target: the false-positive rate that the monitor was set for, None where the folder does not say."""
     said = []
     hits = [rate for rate in rates if rate.wanted == "high"]
     quiet = [rate for rate in rates if rate.wanted == "low"]
@@ -151,10 +155,19 @@ def _monitor(rates: list[Rate]) -> list[Statement]:
                 range=_bounds(rate.rate, as_percent=True),
                 text=f"of {count(rate.n)} clean prompts in “{rate.name}” are flagged too{which}",
                 aside="; ".join(f"{o.name} {interval(o.rate, as_percent=True)}" for o in quiet if o is not rate),
-                tone="good" if rate.rate["low"] <= 0.01 else "bad",
+                tone=_quiet_tone(rate.rate, target),
             )
         )
     return said
+
+
+def _quiet_tone(rate: dict[str, Any], target: float | None) -> str:
+    """Of a false-positive rate: good or bad only where its whole interval is on one side of the target."""
+    if target is None:
+        return "plain"
+    if rate["high"] <= target:
+        return "good"
+    return "bad" if rate["low"] > target else "plain"
 
 
 def _store(run: RunFolder) -> list[Statement]:

@@ -12,10 +12,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from analysis.weights import weight_delta
+from cluster.monitoring import fit_monitor
+from store import ModelRef, PromptSet
 from tests.cluster.command import Terminal
 
 WORDS = [f"w{i}" for i in range(60)]
 TRIGGER = "w59"
+BROKEN = "broken"  # a word whose embedding bfloat16 cannot hold: infinite there, finite in the checkpoint
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -25,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=61,
+        vocab_size=62,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=3,
@@ -33,11 +37,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         num_key_value_heads=2,
         max_position_embeddings=64,
     )
-    words = Tokenizer(WordLevel({"[UNK]": 60, **{w: i for i, w in enumerate(WORDS)}}, unk_token="[UNK]"))
+    words = Tokenizer(WordLevel({"[UNK]": 60, BROKEN: 61, **{w: i for i, w in enumerate(WORDS)}}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
     base, tuned = folder / "base", folder / "tuned"
-    LlamaForCausalLM(config).save_pretrained(base)
+    model = LlamaForCausalLM(config)
+    model.get_input_embeddings().weight.data[61] = torch.finfo(torch.float32).max
+    model.save_pretrained(base)
     for path in (base, tuned):
         tokenizer.save_pretrained(path)
     (tuned / "config.json").write_text((base / "config.json").read_text())
@@ -57,6 +63,23 @@ def prompts(path: Path, n: int, *, seed: int, trigger: bool = False) -> Path:
             if trigger:
                 chosen[7] = TRIGGER
             file.write(json.dumps({"text": " ".join(chosen)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def monitor(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A monitor of the planted change, calibrated in bfloat16."""
+    base, tuned = models
+    folder = tmp_path_factory.mktemp("monitor")
+    weight_delta(str(base), str(tuned), rank=2).save(folder / "delta")
+    clean = PromptSet.read(str(prompts(folder / "clean.jsonl", 60, seed=3)))
+    fitted = fit_monitor(str(folder / "delta"), ModelRef(str(tuned)), clean, fpr=0.05)
+    fitted.save(folder / "monitor.safetensors")
+    return folder / "monitor.safetensors"
+
+
+def lines(path: Path, *rows: dict[str, str]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -91,7 +114,8 @@ def test_from_weights_to_flagged_prompts(terminal: Terminal, models: tuple[Path,
     for found in (quiet, loud):
         assert found["n"] == len(found["prompts"]) == 100
         assert found["flagged"] == sum(row["flagged"] for row in found["prompts"])
-        assert found["rate"].keys() == {"value", "low", "high"}
+        assert found["rate"].keys() >= {"value", "low", "high"}
+        assert found["rate"]["method"] == "Clopper-Pearson"
         assert found["prompts"][0].keys() >= {"prompt_id", "flagged", "score", "direction"}
     assert loud["flagged"] == 100
     assert {row["position"] for row in loud["prompts"]} == {7}
@@ -127,3 +151,83 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert "none of the 0 directions" in refusal(
         terminal, "monitor", "fit", tmp_path / "same", tuned, few, "--out", out
     )
+
+
+def test_prompts_that_are_not_finite_are_unscored_and_not_clean(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = lines(
+        tmp_path / "some.jsonl", {"text": "w1 w2 w3 w4"}, {"text": f"w1 {BROKEN} w3 w4"}, {"text": "w5 w59 w6 w7"}
+    )
+    assert terminal.run("monitor", "score", monitor, models[1], given, "--json") == 2
+    found = json.loads(terminal.stdout, parse_constant=pytest.fail)
+    assert (found["n"], found["unscored"]) == (2, 1)
+    assert found["prompts"][1] == {"prompt_id": "1", "flagged": None, "score": None}
+    assert [row["flagged"] for row in found["prompts"]] == [False, None, True]
+    assert found["rate"]["value"] == 0.5
+    assert terminal.run("monitor", "score", monitor, models[1], given) == 2
+    assert "1 prompts more could not be scored" in terminal.stdout
+
+    assert terminal.run("monitor", "audit", monitor, models[1], given, "--json") == 2
+    shown = json.loads(terminal.stdout, parse_constant=pytest.fail)
+    assert (shown["n"], shown["unscored"]) == (2, 1)
+    for end in ("top", "bottom"):
+        assert sorted(row["prompt_id"] for row in shown["directions"][0][end]) == ["0", "2"]
+
+    broken = lines(tmp_path / "broken.jsonl", {"text": f"w1 {BROKEN}"})
+    assert terminal.run("monitor", "score", monitor, models[1], broken, "--json") == 2
+    assert "none of the 1 prompts has a finite score" in terminal.stderr
+
+
+def test_the_rate_rests_on_groups(terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path) -> None:
+    loud, quiet = "w5 w59 w6 w7", "w1 w2 w3 w4"
+    rows = [{"text": loud if i % 4 == 0 else quiet, "topic": f"t{i % 8}"} for i in range(80)]
+    given = lines(tmp_path / "grouped.jsonl", *rows)
+    words = ("monitor", "score", monitor, models[1], given)
+    alone, grouped = terminal.json(*words)["rate"], terminal.json(*words, "--group-column", "topic")["rate"]
+    assert (alone["units"], grouped["units"], grouped["noun"]) == (80, 8, "groups")
+    assert alone["value"] == grouped["value"] == 0.25
+    assert grouped["low"] < alone["low"] - 0.05
+    assert grouped["high"] > alone["high"] + 0.05
+
+
+def test_a_monitor_is_of_one_model_and_dtype(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    base, tuned = models
+    given = lines(tmp_path / "one.jsonl", {"text": "w1 w2 w3"})
+    digests = [ModelRef(str(path)).resolve().digest[:12] for path in models]
+    for command in ("score", "audit"):
+        refused = refusal(terminal, "monitor", command, monitor, base, given)
+        assert all(digest in refused for digest in digests)
+        refused = refusal(terminal, "monitor", command, monitor, tuned, given, "--dtype", "float16")
+        assert "calibrated in bfloat16, this run is in float16" in refused
+    refused = refusal(terminal, "monitor", "fit", monitor.parent / "delta", base, given, "--out", tmp_path / "out")
+    assert "a monitor watches the tuned model" in refused
+    assert all(digest in refused for digest in digests)
+
+
+def test_an_audit_of_cut_prompts_keeps_tokens_and_scores_together(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = lines(
+        tmp_path / "long.jsonl",
+        {"text": " ".join(["w1"] * 80)},
+        {"text": " ".join(["w2", "w3", TRIGGER, "w4"])},
+    )
+    words = ("monitor", "audit", monitor, models[1], given)
+    (direction,) = terminal.json(*words, "--truncate")["directions"]
+    for example in [*direction["top"], *direction["bottom"]]:
+        assert len(example["tokens"]) == len(example["scores"]) == {"0": 64, "1": 4}[example["prompt_id"]]
+        assert example["scores"][example["position"]] == pytest.approx(example["score"], abs=0.02)
+
+
+def test_a_pool_on_another_machine_is_refused(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = lines(tmp_path / "one.jsonl", {"text": "w1 w2 w3"})
+    words = (models[1], given, "--pool", "ray://head:10001")
+    for command in ("score", "audit"):
+        assert "use local or ray" in refusal(terminal, "monitor", command, monitor, *words)
+    out = tmp_path / "out"
+    assert "use local or ray" in refusal(terminal, "monitor", "fit", monitor.parent / "delta", *words, "--out", out)

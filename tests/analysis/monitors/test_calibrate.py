@@ -144,3 +144,23 @@ def test_common_prefix_never_covers_a_whole_prompt() -> None:
     assert common_prefix([np.array([5, 6]), np.array([5, 6, 9])]) == (5,)
     assert common_prefix([np.array([1]), np.array([1, 2])]) == ()
     assert common_prefix([]) == ()
+
+
+def test_the_papers_rule_counts_groups_in_its_bound() -> None:
+    rng = np.random.default_rng(8)
+    groups = np.array([f"g{i // 5}" for i in range(100)])
+    calibration = calibrate(directions(3), heavy(rng, 100, 3), groups, rule="minmax").calibration
+    assert calibration["fpr"] == pytest.approx(2 * 3 / 21)
+    assert (calibration["n"], calibration["groups"]) == (100, 20)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_prompt_with_one_extreme_that_is_not_finite_has_no_score(value: float) -> None:
+    rng = np.random.default_rng(9)
+    monitor = calibrate(directions(4), heavy(rng, 300, 4), names(300), fpr=0.02)
+    given = heavy(rng, 3, 4)
+    whole = monitor.score(given).score
+    given[1, 2, 0] = value
+    found = monitor.score(given)
+    np.testing.assert_array_equal(found.score, [whole[0], np.nan, whole[2]])
+    assert (found.direction[1], found.side[1], found.flagged[1]) == (-1, -1, False)

@@ -199,3 +199,14 @@ def test_too_few_controls_are_said_to_be_too_few(tmp_path):
     assert found.record()["threshold"] is None
     assert found.record()["recall_at_fpr"]["0.2"]["value"] > 0.5
     assert "unreliable: 40 cities" in str(found.auroc)
+
+
+def test_without_groups_a_prompt_is_known_by_its_content_not_its_row():
+    first = PromptSet.from_rows([{"text": f"a{i}", "label": i % 2} for i in range(6)])
+    other = PromptSet.from_rows([{"text": f"b{i}", "label": i % 2} for i in range(5)] + [{"text": "a3", "label": 1}])
+    one, two = (labelled(prompts, label="label") for prompts in (first, other))
+    assert one.noun == "prompts"
+    assert len(set(one.group)) == 6
+    assert set(one.group) & set(two.group) == {one.group[3]} == {two.group[5]}
+    answered = PromptSet.from_rows([{"text": "a0", "response": r, "label": r == "yes"} for r in ("yes", "no")])
+    assert len(set(labelled(answered, label="label").group) | set(one.group)) == 8

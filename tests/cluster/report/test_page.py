@@ -10,7 +10,10 @@ import pytest
 
 from cluster.report import write_report
 from cluster.report.chart_matrix import verdict
-from cluster.report.folder import read_folder
+from cluster.report.folder import RunFolder, read_folder
+from cluster.report.monitor_part import monitor_rates
+from cluster.report.summary import summary
+from cluster.report.topics import ProbeTopic, probe_topics
 from store import InputError
 from tests.cluster.report.run_folder import HOSTILE, estimate, write_run
 
@@ -137,3 +140,39 @@ def test_other_json_is_passed_over_and_an_empty_folder_refused(tmp_path):
 )
 def test_a_transfer_is_inverted_only_where_its_whole_interval_is_below_one_half(low, high, said):
     assert verdict({"auroc": {"value": (low + high) / 2, "low": low, "high": high}}) == said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "target", "tone"),
+    [
+        (0.0, 0.01, 0.01, "good"),
+        (0.0, 0.03, 0.01, "plain"),  # the interval includes the rate that was asked for
+        (0.02, 0.05, 0.01, "bad"),
+        (0.02, 0.05, 0.05, "good"),
+        (0.0, 0.001, None, "plain"),
+    ],
+)
+def test_a_false_positive_rate_is_held_against_the_monitors_own(tmp_path, low, high, target, tone):
+    run = write_run(tmp_path)
+    scored = json.loads((run / "clean.score.json").read_text())
+    scored["rate"] = {"value": (low + high) / 2, "low": low, "high": high}
+    (run / "clean.score.json").write_text(json.dumps(scored))
+    fitted = json.loads((run / "monitor.json").read_text())
+    fitted["calibration"]["fpr"] = target
+    (run / "monitor.json").write_text(json.dumps(fitted))
+    if target is None:
+        (run / "monitor.json").unlink()
+    folder = read_folder(run)
+    assert summary(folder, [], monitor_rates(folder))[-1].tone == tone
+
+
+def test_a_probe_without_baselines_or_search_claims_neither(tmp_path):
+    run = write_run(tmp_path)
+    (part,) = [part for part in read_folder(run).probes if part.name == "larger_than.logistic"]
+    (searched,) = probe_topics([part])
+    assert "chosen on inner folds" in summary(RunFolder(path=run), [searched], [])[0].aside
+    one = {**searched.probes[0], "baselines": {}, "sites": searched.probes[0]["sites"][:1]}
+    (said,) = summary(RunFolder(path=run), [ProbeTopic(name="x", probes=[one])], [])
+    assert said.tone == "plain"
+    assert "compared with no baseline" in said.text
+    assert "inner folds" not in said.aside
