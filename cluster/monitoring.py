@@ -21,6 +21,7 @@ from analysis.monitors import (
     load_monitor,
     watched,
 )
+from analysis.monitors.calibrate import check_request
 from analysis.monitors.monitor import described
 from analysis.statistics.bootstrap import bootstrap_mean
 from analysis.weights import load_delta
@@ -80,13 +81,13 @@ def fit_monitor(
     record, found = load_delta(delta)
     directions = watched(found, rule=rule, noise=noise)
     _check_tuned(delta, record, model)
+    groups = prompt_groups(prompts)
+    check_request(groups, fpr=fpr, rule=rule, scoring=scoring)
     encoded = _encoded(model, prompts, truncate=run.truncate)
     prefix = common_prefix([prompt.ids for prompt in encoded])
     sink = ExtremesSink(directions=tuple(directions), scoring=scoring, prefix=prefix)
     extremes, _ = run.columns(model, prompts, sink)
-    monitor = calibrate(
-        directions, extremes, prompt_groups(prompts), fpr=fpr, rule=rule, scoring=scoring, prefix=prefix
-    )
+    monitor = calibrate(directions, extremes, groups, fpr=fpr, rule=rule, scoring=scoring, prefix=prefix)
     return replace(
         monitor,
         model={"name": model.name, "adapter": model.adapter, "digest": model.digest, "dtype": model.dtype},

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -81,7 +82,7 @@ def load_model(
                 local_files_only=True,
                 **options,
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise InputError(f"model {ref.name!r} cannot be loaded: {_first_line(error)}") from error
         if ref.adapter_folder:
             model = _with_adapter(model, ref)
@@ -148,6 +149,20 @@ def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
     for site in map(Site.parse, sites):
         if site.kind != "module" or ref.adapter is None:
             decoder.tap(site)
+    if ref.adapter_folder:
+        _check_adapter(ref, decoder.root)
+
+
+def _check_adapter(ref: ModelRef, model: nn.Module) -> None:
+    """Raises InputError for a LoRA of modules that the model does not have, by the names of its tensors alone."""
+    known = {name for name, _ in model.named_modules()}
+    for file in ref.files:
+        if file.role == "adapter" and file.path.endswith(".safetensors"):
+            with safe_open(os.path.join(ref.adapter_folder, file.path), framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  it is no dict
+                    module = name.removeprefix("base_model.model.").split(".lora_")[0]
+                    if ".lora_" in name and module not in known:
+                        raise InputError(f"adapter {ref.adapter!r} does not fit {ref.name!r}: it has no {module}")
 
 
 def _with_adapter(model: nn.Module, ref: ModelRef) -> nn.Module:

@@ -32,9 +32,26 @@ class Direction:
     source: Mapping[str, Any] = field(default_factory=dict)
 
 
+def check_writable(path: Path | str) -> None:
+    """Raises InputError where no file can be made at `path`: to be asked before hours of work, not after."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: give the name of a file")
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"no file can be made at {target}: {place} takes none, give another place")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, and durable when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file so that it is there whole or not at all, and durable when this returns.
+
+    Raises InputError where no file can be made there.
+    """
+    check_writable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"no file can be made at {path} ({error.strerror}): give another place") from error
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import IncompleteError
+from store.errors import IncompleteError, InputError
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, (NotADirectoryError, FileExistsError, FileNotFoundError, IsADirectoryError)):
+            raise InputError(f"no store can be made at {root} ({error.strerror}): give another folder") from error
         reason = _STOPPERS.get(error.errno or 0)
         if reason is None:
             raise

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from store.digest import digest_file
 from store.errors import InputError
 
@@ -156,8 +158,18 @@ def _tokenizer_files(folder: Path) -> list[ModelFile]:
     return [_hashed("tokenizer", folder, name) for name in names]
 
 
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}): copy it again") from error
+
+
 def _hashed(role: str, folder: Path, name: str) -> ModelFile:
     path = folder / name
+    if path.suffix == ".safetensors":
+        _check_header(path)
     before = path.stat()
     digest = digest_file(path)
     return ModelFile(role=role, path=name, size=before.st_size, mtime_ns=before.st_mtime_ns, sha256=digest)

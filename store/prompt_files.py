@@ -1,7 +1,8 @@
 """Prompt files as Arrow tables: JSONL, a JSON array, CSV, Parquet, a saved Hugging Face dataset."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pyarrow.parquet
 from store.errors import InputError
 
 
-def read_table(path: Path) -> pa.Table:
-    """The rows of a file, columns as they are named there. Raises InputError for what cannot be read."""
+def read_table(path: Path, verbatim: Collection[str] = ()) -> pa.Table:
+    """The rows of a file, columns as they are named there; `verbatim` columns of a CSV are text, to the letter.
+
+    Raises InputError for what cannot be read, and for a column that stands twice.
+    """
     if not path.exists():
         raise InputError(f"no prompt file at {path}: check the path")
     if path.is_dir():
@@ -24,9 +28,13 @@ def read_table(path: Path) -> pa.Table:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: it holds no prompts")
     try:
-        return reader(path)
+        table = _read_csv(path, verbatim) if reader is _read_csv else reader(path)
     except (pa.ArrowException, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    twice = [name for name, times in Counter(table.column_names).items() if times > 1]
+    if twice:
+        raise InputError(f"column {twice[0]!r} stands twice in {path}: rename one of them")
+    return table
 
 
 def _read_jsonl(path: Path) -> pa.Table:
@@ -69,6 +77,11 @@ def table_of_rows(rows: list[dict[str, Any]], where: str) -> pa.Table:
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)
+        except UnicodeEncodeError as error:
+            row = next(row for row, value in enumerate(values) if not _encodable(value))
+            raise InputError(
+                f"row {row} of {where} has half of a surrogate pair in column {name!r}: that is no text, mend it"
+            ) from error
         except pa.ArrowException as error:
             if all(value is None or isinstance(value, (str, int, float, bool)) for value in values):
                 columns[name] = pa.array([None if value is None else str(value) for value in values])
@@ -77,8 +90,21 @@ def table_of_rows(rows: list[dict[str, Any]], where: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _read_csv(path: Path) -> pa.Table:
-    return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_csv(path: Path, verbatim: Collection[str] = ()) -> pa.Table:
+    # Without their type, 007 would become 7 and true True.
+    return pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(verbatim, pa.string())),
+    )
 
 
 def _read_parquet(path: Path) -> pa.Table:

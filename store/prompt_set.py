@@ -55,7 +55,6 @@ class PromptSet:
         Raises InputError for a missing or malformed file, an unknown column (naming the columns there are), an
         empty set, a row without a prompt, and duplicate prompt ids.
         """
-        table = read_table(Path(path))
         mapped = {
             "text": text,
             "messages": messages,
@@ -64,6 +63,12 @@ class PromptSet:
             "response": response,
             "prompt_id": prompt_id,
         }
+        words = {*CANONICAL, *(column for name, column in mapped.items() if column and name in CANONICAL)}
+        table = read_table(Path(path), words - {"messages", "spans"})
+        # What is mapped is meant: a column of the other kind that happens to be there is not.
+        for given, other in (("text", "messages"), ("messages", "text")):
+            if mapped[given] is not None and mapped[other] is None and other in table.column_names:
+                table = table.drop_columns([other]) if mapped[given] != other else table
         for canonical, column in mapped.items():
             if column is None or column == canonical:
                 continue
@@ -172,12 +177,12 @@ def _cast(table: pa.Table, name: str, kind: pa.DataType, where: str) -> pa.Table
     column = table.column(name)
     try:
         if pa.types.is_string(kind) and not pa.types.is_string(column.type):
-            if pa.types.is_nested(column.type):
+            if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
                 raise pa.ArrowInvalid(f"it holds {column.type}")
             values = ["" if value is None else str(value) for value in column.to_pylist()]
             cast = pa.chunked_array([pa.array(values, kind)])
         elif name in ("messages", "spans"):
-            cast = pa.chunked_array([pa.array(_plain(column.to_pylist(), name), kind)])
+            cast = pa.chunked_array([pa.array(_plain(column.to_pylist(), name, where), kind)])
         else:
             cast = column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, KeyError) as error:
@@ -185,13 +190,19 @@ def _cast(table: pa.Table, name: str, kind: pa.DataType, where: str) -> pa.Table
     return table.set_column(table.column_names.index(name), name, cast)
 
 
-def _plain(rows: list[Any], name: str) -> list[Any]:
+def _plain(rows: list[Any], name: str, where: str) -> list[Any]:
     """Messages with role and content only; spans with the message defaulting to 0."""
     if name == "spans":
         return [
             [{"message": span.get("message") or 0, "start": span["start"], "end": span["end"]} for span in row or []]
             for row in rows
         ]
+    for number, row in enumerate(rows):
+        for message in row if isinstance(row, list) else [row]:
+            if row is not None and not (isinstance(message, dict) and message.keys() >= {"role", "content"}):
+                raise InputError(
+                    f"row {number} of {where} has messages that are no list of {{role, content}}: {message!r:.80}"
+                )
     return [
         None if row is None else [{"role": message["role"], "content": message["content"]} for message in row]
         for row in rows
@@ -215,6 +226,11 @@ def _check_prompts(table: pa.Table, where: str) -> None:
     for identity, text, chat in zip(ids, texts, chats, strict=True):
         if not text and not chat:
             raise InputError(f"prompt {identity!r} of {where} is empty: it has neither text nor messages")
+        if text and chat:
+            raise InputError(
+                f"prompt {identity!r} of {where} has both text and messages: say which with --text-column or "
+                "--messages-column, or keep one"
+            )
         for message in chat or []:
             if message["role"] not in ROLES or message["content"] is None:
                 raise InputError(

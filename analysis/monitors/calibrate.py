@@ -43,8 +43,7 @@ def calibrate(
 
     Raises InputError where there are too few groups for `fpr`, saying how many are needed.
     """
-    if rule not in RULES or scoring not in SCORINGS:
-        raise InputError(f"unknown rule {rule!r} or scoring {scoring!r}: use {', '.join(RULES)}; {', '.join(SCORINGS)}")
+    check_request(groups, fpr=fpr, rule=rule, scoring=scoring)
     extremes = np.asarray(extremes, np.float64)
     if not np.isfinite(extremes).all():
         raise InputError("some calibration prompts have no finite scores: leave them out")
@@ -106,6 +105,14 @@ def _minmax(directions: list[Direction], extremes: np.ndarray, groups: np.ndarra
         threshold=EPSILON,
         calibration=bound,
     )
+
+
+def check_request(groups: np.ndarray, *, fpr: float, rule: str, scoring: str) -> None:
+    """Raises InputError as `calibrate` would: to be asked before the model has run over every prompt."""
+    if rule not in RULES or scoring not in SCORINGS:
+        raise InputError(f"unknown rule {rule!r} or scoring {scoring!r}: use {', '.join(RULES)}; {', '.join(SCORINGS)}")
+    if rule != "minmax":
+        _halves(groups, fpr)
 
 
 def _halves(groups: np.ndarray, fpr: float) -> tuple[np.ndarray, np.ndarray]:

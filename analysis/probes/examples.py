@@ -73,7 +73,11 @@ def labelled(
     keep &= ~np.array([entry is None or entry != entry for entry in raw.tolist()])
     binary, positive = _binary(raw[keep], label)
     if group != "group" or "group" in table.column_names:
-        groups = prompts.labels(group).astype(str)[keep]
+        # A prompt whose group is not told is a group of its own.
+        named = [None if value is None or value != value else str(value) for value in prompts.labels(group).tolist()]
+        alone = _contents(table)
+        told = [own if name is None else name for name, own in zip(named, alone.tolist(), strict=True)]
+        groups = np.array(told)[keep]
     else:
         groups, group = _contents(table.filter(pa.array(keep))), "prompt"
     return Examples(

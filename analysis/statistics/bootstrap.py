@@ -99,7 +99,7 @@ def bootstrap_auroc(
         method="cluster bootstrap",
         units=len(names),
         noun=noun,
-        caveat=few_groups(smaller, noun),
+        caveat=few_groups(smaller, f"{noun} of the rarer class"),
     )
 
 

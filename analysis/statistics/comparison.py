@@ -42,5 +42,5 @@ def auroc_gain(
         method="paired cluster bootstrap",
         units=len(names),
         noun=noun,
-        caveat=few_groups(smaller, noun),
+        caveat=few_groups(smaller, f"{noun} of the rarer class"),
     )

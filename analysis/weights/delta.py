@@ -14,7 +14,7 @@ from analysis.weights.lora import adapter_deltas, open_adapter
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
 from analysis.weights.pair import natural_order
 from store.digest import digest_json
-from store.direction import Direction, load_directions, save_directions, write_atomically
+from store.direction import Direction, check_writable, load_directions, save_directions, write_atomically
 from store.errors import InputError
 from store.model_ref import ModelRef
 
@@ -82,6 +82,21 @@ class WeightDelta:
         save_directions(folder / DIRECTIONS_FILE, list(self.directions()), {"delta": self.digest, "rank": self.rank})
         text = json.dumps(self.record(), indent=1, allow_nan=False)
         write_atomically(folder / DELTA_FILE, text.encode())
+
+
+def check_unclaimed(directory: Path | str, base: ModelRef, tuned: ModelRef, rank: int) -> None:
+    """Raises InputError where no folder can be made, or where it holds the difference of another pair or rank."""
+    file = Path(directory) / DELTA_FILE
+    check_writable(file)
+    if not file.is_file():
+        return
+    held, _ = load_delta(directory)
+    asked = [base.resolve().digest, tuned.resolve().digest, rank]
+    if [held["base"]["digest"], held["tuned"]["digest"], held["rank"]] != asked:
+        raise InputError(
+            f"{directory} holds the difference of {held['base']['name']} and {held['tuned']['name']} at rank "
+            f"{held['rank']}: give another folder"
+        )
 
 
 def weight_delta(

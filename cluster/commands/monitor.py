@@ -28,7 +28,7 @@ from cluster.console import (
     read_prompts,
 )
 from store import InputError, ModelRef, PromptSet
-from store.direction import write_atomically
+from store.direction import check_writable, write_atomically
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
 PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
@@ -66,6 +66,8 @@ def fit(
 ) -> None:
     """Calibrate a monitor on clean PROMPTS: scale and threshold come from different halves of them."""
     from cluster.monitoring import fit_monitor
+
+    check_writable(path)
 
     given = read_prompts(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
@@ -187,6 +189,9 @@ def audit(
     Exits with 2 where some prompts could not be scored.
     """
     from cluster.monitoring import audit_prompts, load_monitor
+
+    if path is not None:
+        check_writable(path)
 
     loaded = load_monitor(monitor)
     given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)

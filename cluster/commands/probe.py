@@ -16,6 +16,7 @@ from analysis.probes.reading import find_model, find_sites
 from analysis.statistics.interval import Interval
 from analysis.statistics.operating_point import OperatingPoint
 from cluster.console import JsonFlag, emit, out, progress
+from store.direction import check_writable
 from store.errors import InputError
 from store.store import Store
 
@@ -54,6 +55,8 @@ def fit(
     as_json: JsonFlag = False,
 ) -> None:
     """Fits a probe for a label; the site is chosen on inner folds, the figures are for groups left out."""
+    if out_path is not None:
+        check_writable(out_path)
     opened = Store.open(store)
     reference = find_model(opened, model)
     sites = find_sites(opened, reference, site)

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from cluster.console import JsonFlag, emit, out, progress
+from store import ModelRef
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +27,9 @@ def weights(
     """Top singular triples of the weight difference, and which stand above the noise of rounding."""
     # Imported here: torch takes seconds, and the other commands should not wait for it.
     from analysis.weights import weight_delta
+    from analysis.weights.delta import check_unclaimed
 
+    check_unclaimed(directory, ModelRef(base), ModelRef(tuned) if tuned else ModelRef(base, adapter=adapter), rank)
     with progress("weights", unit="tensors") as bar:
         delta = weight_delta(base, tuned, adapter, rank, full=full, progress=lambda _: bar.advance())
     delta.save(directory)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.command import Terminal
+from tests.harvest.conftest import save_adapter as save_adapter
 from tests.harvest.conftest import save_tiny as save_tiny
 
 

@@ -1,6 +1,7 @@
 """`thresher harvest`, `info` and `verify` as a user types them."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -233,3 +234,29 @@ def test_python_api_reads_what_the_command_wrote(
     assert column.shape == (1100, 32)
     assert tokens.column("prompt_id").to_pylist() == [str(row) for row in range(1100)]
     assert set(np.asarray(store.prompts.labels("label")).tolist()) == {0, 1}
+
+
+def test_places_where_nothing_can_be_made_are_refused(
+    terminal: Terminal, tiny: str, statements: Path, tmp_path: Path
+) -> None:
+    assert terminal.run(*harvest(tiny, statements, statements)) == 4
+    assert "another folder" in terminal.stderr
+    store = tmp_path / "store"
+    assert terminal.run(*harvest(tiny, statements, store)) == 0
+    assert terminal.run("probe", "fit", store, "--label", "label", "--out", tmp_path) == 4
+    assert "is a folder" in terminal.stderr
+
+
+def test_a_torn_model_and_a_foreign_adapter_leave_nothing(
+    terminal: Terminal, tiny: str, statements: Path, tmp_path: Path, save_tiny: Any, save_adapter: Any
+) -> None:
+    shutil.copytree(tiny, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50_000])
+    for words in (
+        harvest(str(tmp_path / "torn"), statements, tmp_path / "never"),
+        harvest(save_tiny("gpt2"), statements, tmp_path / "never", "--adapter", save_adapter("llama")),
+    ):
+        assert terminal.run(*words) == 4, terminal.stderr
+        assert len(terminal.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "never").exists()

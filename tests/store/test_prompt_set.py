@@ -77,3 +77,28 @@ def test_the_digest_is_blind_to_format_and_sees_every_value(tmp_path: Path) -> N
 def test_what_is_no_prompt_is_named(rows: list[dict[str, object]], says: str) -> None:
     with pytest.raises(InputError, match=says):
         PromptSet.from_rows(rows)
+
+
+def test_words_of_a_csv_are_kept_to_the_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt_id,words,group,label\n01,007,1,0\n1,true,2,1\n")
+    prompts = PromptSet.read(tmp_path / "a.csv", text="words")
+    assert prompts.prompt_ids == ["01", "1"]
+    assert prompts.table.column("text").to_pylist() == ["007", "true"]
+    assert prompts.labels("label").tolist() == [0, 1]
+    (tmp_path / "latin.csv").write_bytes(b"text,label\ncaf\xe9,1\nb,0\n")
+    with pytest.raises(InputError, match=r"latin\.csv"):
+        PromptSet.read(tmp_path / "latin.csv")
+    (tmp_path / "twice.csv").write_text("text,text\na,b\n")
+    with pytest.raises(InputError, match="stands twice"):
+        PromptSet.read(tmp_path / "twice.csv")
+    (tmp_path / "half.jsonl").write_text('{"text": "fine"}\n{"text": "bad \\ud800"}\n')
+    with pytest.raises(InputError, match="row 1"):
+        PromptSet.read(tmp_path / "half.jsonl")
+
+
+def test_text_or_messages_not_both(tmp_path: Path) -> None:
+    row = {"text": "a", "messages": [{"role": "user", "content": "b"}]}
+    with pytest.raises(InputError, match="both text and messages"):
+        PromptSet.from_rows([row])
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert "messages" not in PromptSet.read(tmp_path / "a.jsonl", text="text").table.column_names
