@@ -11,7 +11,7 @@ from store import DamageError, InputError, Store
 from store.verify import repair_store, verify_store
 from tests.store.factory import fill, filled_store
 
-FLIPS = 400
+FLIPS = 2000
 
 
 def files_of(store: Store) -> list[Path]:
