@@ -79,16 +79,19 @@ class Bar:
     started: float = field(default_factory=time.monotonic)
     spoken: float = field(default_factory=time.monotonic)
 
-    def advance(self, amount: int = 1) -> None:
+    def advance(self, amount: int = 1, *, tokens: int | None = None) -> None:
+        """`amount` more units are done; `tokens` in all, where the rate is better told in tokens."""
         self.done += amount
-        rate = self.done / max(time.monotonic() - self.started, 1e-9)
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = self.done / seconds
+        told = f"{rate:,.0f} {self.unit}/s" if tokens is None else f"{tokens / seconds:,.0f} tokens/s"
         if self.display is not None and self.task is not None:
-            self.display.update(self.task, advance=amount, rate=f"{rate:,.0f} {self.unit}/s")
+            self.display.update(self.task, advance=amount, rate=told)
         elif time.monotonic() - self.spoken >= 10:
             self.spoken = time.monotonic()
             left = "" if not self.total or not rate else f", {(self.total - self.done) / rate:,.0f} s left"
             of = f" of {self.total:,}" if self.total else ""
-            err.print(f"{self.label}: {self.done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s{left}")
+            err.print(f"{self.label}: {self.done:,}{of} {self.unit}, {told}{left}")
 
 
 @contextmanager

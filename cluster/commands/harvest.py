@@ -79,7 +79,7 @@ def harvest(
     with progress("harvest", total=len(prompt_set), unit="prompts") as bar:
 
         def advance(done: Progress) -> None:
-            bar.advance(done.prompts - bar.done)
+            bar.advance(done.prompts - bar.done, tokens=done.tokens)
 
         result = run_harvest(
             reference,
