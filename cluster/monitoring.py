@@ -15,7 +15,6 @@ from analysis.monitors import (
     ExtremesSink,
     Monitor,
     MonitorSink,
-    TokenScoreSink,
     calibrate,
     common_prefix,
     load_monitor,
@@ -23,6 +22,7 @@ from analysis.monitors import (
 )
 from analysis.monitors.calibrate import check_request
 from analysis.monitors.monitor import described
+from analysis.sinks import ProjectionSink
 from analysis.statistics.bootstrap import bootstrap_mean
 from analysis.weights import load_delta
 from harvest import EncodedPrompt, Progress, encode, harvest, load_tokenizer
@@ -178,7 +178,7 @@ def audit_prompts(
     chosen = sorted({int(row) for sides in shown.values() for rows in sides for row in rows})
     subset = PromptSet.from_table(prompts.table.take(chosen))
     audited = tuple(monitor.directions[place] for place in shown)
-    (tokens,) = run.columns(model, subset, TokenScoreSink(directions=audited, scoring=monitor.scoring))
+    (tokens,) = run.columns(model, subset, ProjectionSink(directions=audited, scoring=monitor.scoring))
     texts = _token_strings(model, subset, truncate=run.truncate)
     starts = np.cumsum([0, *(len(text) for text in texts)])
     if starts[-1] != len(tokens):

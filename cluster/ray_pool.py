@@ -156,7 +156,7 @@ def _schedule(
         except RayError as death:
             # The actor died, was killed for memory, or lost its node. It may have published what it was given.
             actors.remove(actor)
-            if attempt < ATTEMPTS:
+            if attempt < getattr(task, "attempts", ATTEMPTS):
                 waiting.append((task, attempt + 1))
             else:
                 reason = " ".join(str(death).split())[:300]

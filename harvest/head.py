@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from harvest.inputs import inputs_of
+from harvest.layout import Layout
 from harvest.loading import LoadedModel
 from store.errors import InputError
 
@@ -37,9 +38,10 @@ class Head:
         )
         head = Head(projection=projection, cap=getattr(config, "final_logit_softcapping", None), scale=scale)
         ids = torch.zeros((1, 2), dtype=torch.int64, device=loaded.device)
+        layout = Layout(lengths=(2,), packed=False)
         with torch.inference_mode():
-            hidden = loaded.decoder.backbone(**inputs_of(loaded.decoder.backbone, ids, [2])).last_hidden_state
-            own = loaded.model(**inputs_of(loaded.model, ids, [2])).logits
+            hidden = loaded.decoder.backbone(**inputs_of(loaded.decoder.backbone, ids, layout)).last_hidden_state
+            own = loaded.model(**inputs_of(loaded.model, ids, layout)).logits
             same = torch.allclose(head.logits(hidden), own.float(), rtol=1e-2, atol=1e-2)
         if not same:
             raise InputError(

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from harvest.architecture import Decoder, find_decoder, n_layers_of
 from harvest.gguf import cache_folder, unpacked
+from harvest.streamed import stream_map
 from store import ModelRef, Site
 from store.errors import InputError
 
@@ -36,7 +39,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where tokens go: a streamed model keeps what is beside its backbone nowhere."""
+        return next(self.decoder.backbone.parameters()).device
 
     @property
     def context(self) -> int | None:
@@ -54,23 +58,44 @@ def context_of(config: Any) -> int | None:
 
 
 def load_model(
-    ref: ModelRef, *, device: str | torch.device | None = None, attention: str = "auto", threads: int | None = None
+    ref: ModelRef,
+    *,
+    device: str | torch.device | None = None,
+    attention: str = "auto",
+    threads: int | None = None,
+    quantization: str = "none",
+    streamed_through: str | None = None,
 ) -> LoadedModel:
     """Loads weights, and an adapter on top of them where the reference has one (left unmerged).
 
     device     where to; by default the first CUDA device if there is one. "auto" spreads over all devices
     attention  transformers' attention backend; "auto" takes the one transformers prefers for the model
     threads    set for this process's tensor arithmetic before anything runs; None leaves them
+    quantization  of the linear layers' weights while they are loaded, by bitsandbytes: none, 8bit or 4bit
+    streamed_through  a folder: the model's blocks stay in their files and are read from there in every pass (see
+                      `harvest.streamed`), for as long as the folder exists. What transformers holds in another form
+                      than the checkpoint does (experts fused into one tensor) is written there first, in the
+                      reference's dtype
 
-    Raises InputError for a model that is missing, is no causal language model, or changed since it was hashed.
+    Raises InputError for a model that is missing, is no causal language model, changed since it was hashed, or is to
+    be streamed and has an adapter, whose layers peft would leave without weights.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     ref = _found_here(ref.resolve())
     ref.check_unchanged()
-    place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device if device is not None else default_device()
     folder = _folder(ref)
     options: dict[str, Any] = {"device_map": "auto"} if place == "auto" else {}
+    if quantization != "none":
+        options |= {"device_map": {"": place} if place != "auto" else "auto", **_quantized(quantization)}
+    if streamed_through is not None:
+        if ref.adapter is not None:
+            raise InputError(f"model {ref.name!r} has an adapter, and no model with an adapter can be streamed")
+        options = {
+            "device_map": stream_map(_skeleton(ref), torch.device(place)),
+            "offload_folder": streamed_through,
+        }
     with _quietly():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -86,11 +111,31 @@ def load_model(
             raise InputError(f"model {ref.name!r} cannot be loaded: {_first_line(error)}") from error
         if ref.adapter_folder:
             model = _with_adapter(model, ref)
-    if place != "auto":
+    if not options:
         model = model.to(place)
     ref.check_unchanged()
     model.eval().requires_grad_(False)
     return LoadedModel(ref=ref, model=model, decoder=find_decoder(model))
+
+
+def _quantized(quantization: str) -> dict[str, Any]:
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"{quantization} weights need bitsandbytes: pip install 'thresher[quantized]'")
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantization}": True})}
+
+
+def default_device() -> torch.device:
+    """The first CUDA device if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weight_shards(ref: ModelRef) -> list[Path]:
+    """The safetensors files that the base's weights are loaded from; of GGUF, what they were unpacked into."""
+    ref = _found_here(ref.resolve())
+    folder = Path(_folder(ref))
+    if ref.gguf_file:
+        return sorted(folder.glob("*.safetensors"))
+    return [folder / file.path for file in ref.files if file.role == "weights"]
 
 
 def load_tokenizer(ref: ModelRef) -> Any:
@@ -144,13 +189,18 @@ def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
 
     Modules that an adapter brings along are only known once it is loaded.
     """
-    with _quietly(), torch.device("meta"):
-        decoder = find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))
+    decoder = _skeleton(ref)
     for site in map(Site.parse, sites):
         if site.kind != "module" or ref.adapter is None:
             decoder.tap(site)
     if ref.adapter_folder:
         _check_adapter(ref, decoder.root)
+
+
+def _skeleton(ref: ModelRef) -> Decoder:
+    """The model's modules without weights."""
+    with _quietly(), torch.device("meta"):
+        return find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))
 
 
 def _check_adapter(ref: ModelRef, model: nn.Module) -> None:
@@ -198,7 +248,8 @@ def _quietly() -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

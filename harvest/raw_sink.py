@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import torch
@@ -51,7 +50,7 @@ class RawSink:
             rows = batch.activations[site]
             if self.reduce != "none":
                 rows = reduce_rows(rows, counts.tolist(), self.reduce)
-            parts[site] = to_numpy(rows.to(getattr(torch, self.dtype)))
+            parts[site] = rows.to(getattr(torch, self.dtype))
         self._rows.add(batch.prompt if self.reduce == "none" else prompts, parts)
 
     def finish(self) -> list[SinkColumn]:
@@ -66,11 +65,3 @@ def _runs(prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of a batch in the order of their rows, and how many rows each has."""
     starts = np.flatnonzero(np.diff(prompt, prepend=-1))
     return prompt[starts], np.diff(starts, append=len(prompt))
-
-
-def to_numpy(values: torch.Tensor) -> np.ndarray:
-    """A copy of the same bits on the host, sharing nothing with `values`; bfloat16 becomes `ml_dtypes.bfloat16`."""
-    host = values.detach().contiguous().to("cpu", copy=True)
-    if host.dtype == torch.bfloat16:
-        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return host.numpy()

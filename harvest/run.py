@@ -1,28 +1,20 @@
 """The harvest: which cells are missing, who computes them, and what came of it."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from harvest.certificate import Certificate, certify
 from harvest.encoding import check_prompts
+from harvest.execution import Progress, run_units
 from harvest.loading import check_sites, context_of, count_layers, load_config, load_tokenizer
 from harvest.raw_sink import RawSink
 from harvest.settings import NumericSettings
-from harvest.worker import Job, UnitResult, UnitTask, Worker, column_settings, sites_of
+from harvest.worker import Job, column_settings, sites_of
 from store import Capture, CaptureSpec, ColumnSpec, ModelRef, Pool, SerialPool, Sink, Store, Unit, expand_sites
+from store.capture_spec import check_tokens
 from store.digest import digest_json
 from store.errors import IncompleteError, InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a running harvest is. Prompts and tokens of this run; `total` prompts are to be run."""
-
-    prompts: int
-    total: int
-    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +60,10 @@ def harvest(
     spec: CaptureSpec | None,
     *,
     sinks: Sequence[Sink] = (),
+    tokens: str | None = None,
     pool: Pool | None = None,
     settings: NumericSettings | None = None,
+    device: str | None = None,
     truncate: bool = False,
     max_quarantined: int = 0,
     certificate_prompts: int = 4,
@@ -77,9 +71,12 @@ def harvest(
 ) -> HarvestResult:
     """Computes the missing cells of `model` over the store's prompts, and publishes them.
 
-    spec      raw activations to store, or None; its token selection holds for the sinks too (all, without a spec)
+    spec      raw activations to store, or None; its token selection holds for the sinks too
     sinks     further sinks of the same pass
+    tokens    the token selection where there is no spec: all by default
     pool      where; by default this process
+    device    where each worker's model goes: by default its first CUDA device, or the processor where there is none;
+              `auto` spreads the model over all devices of the worker
     truncate  cut prompts longer than the context at their end, and record it; otherwise they are refused
     max_quarantined      more prompts than that which fail alone make the harvest incomplete
     certificate_prompts  how many prompts are re-run alone in float32; 0 leaves the certificate out
@@ -93,17 +90,27 @@ def harvest(
         model=model,
         store_path=store.path,
         sinks=(*_raw_sinks(model, spec), *sinks),
-        tokens=spec.tokens if spec else "all",
+        tokens=_token_selection(spec, tokens),
         settings=settings,
         truncate=truncate,
+        device=device,
     )
     job, captures, missing = _plan(store, job)
     store.want(model, captures)
     started = time.monotonic()
-    errors, computed = _run(job, missing, pool or SerialPool(), progress)
+    errors, computed = run_units(store, job, missing, pool or SerialPool(), progress)
     seconds = time.monotonic() - started
     certificate = _certificate(store, job, captures, certificate_prompts) if certificate_prompts else None
     return _result(store, model, captures, max_quarantined, certificate, errors, computed, seconds)
+
+
+def _token_selection(spec: CaptureSpec | None, tokens: str | None) -> str:
+    if spec is None:
+        check_tokens(tokens or "all")
+        return tokens or "all"
+    if tokens not in (None, spec.tokens):
+        raise InputError(f"tokens={tokens} and a spec with tokens={spec.tokens}: one pass has one token selection")
+    return spec.tokens
 
 
 def _raw_sinks(model: ModelRef, spec: CaptureSpec | None) -> list[Sink]:
@@ -166,45 +173,13 @@ def _check_units(store: Store, job: Job, units: Sequence[Unit]) -> None:
         check_prompts(load_tokenizer(job.model), tables, context=context, tokens=job.tokens)
 
 
-def _run(
-    job: Job,
-    missing: Sequence[tuple[Unit, tuple[Capture, ...]]],
-    pool: Pool,
-    progress: Callable[[Progress], None] | None,
-) -> tuple[list[str], int]:
-    size = units_per_task(len(missing))
-    tasks = [UnitTask(units=tuple(missing[start : start + size])) for start in range(0, len(missing), size)]
-    total = sum(len(unit) for unit, _ in missing)
-    errors: list[str] = []
-    prompts = tokens = 0
-    for outcome in pool.run(functools.partial(Worker, job), tasks):
-        result: UnitResult | None = outcome.result
-        if result is None:
-            errors.append(f"unit {outcome.task.units[0][0].name}: {outcome.error}")
-            continue
-        if result.refused:
-            raise InputError(result.refused)
-        prompts, tokens = prompts + result.prompts, tokens + result.tokens
-        if progress is not None:
-            progress(Progress(prompts=prompts, total=total, tokens=tokens))
-    return errors, tokens
-
-
-def units_per_task(n_units: int) -> int:
-    """Units that a worker takes at a time: writing one overlaps with running the next of the same task.
-
-    Few enough that dozens of workers have something to do; the number of workers has no part in it.
-    """
-    return max(1, min(8, n_units // 32))
-
-
 def _certificate(store: Store, job: Job, captures: Sequence[Capture], n_prompts: int) -> Certificate | None:
     """The certificate of what is published: the stored one where nothing has changed, otherwise made and stored."""
     keys = sorted(column.key for capture in captures for column in capture.columns)
     lacking = sorted(unit.name for unit, _ in store.missing(job.model, captures))
     key = digest_json([keys, len(store.units), lacking, n_prompts])[:16]
     known = store.certificate(job.model, key)
-    if known is not None:
+    if known is not None and not known.get("left_out"):
         return Certificate.from_record(known)
     certificate = certify(store, job, captures, n_prompts)
     if certificate is not None:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harvest.raw_sink import to_numpy
 from harvest.unit_rows import UnitRows
 from store import SinkBatch, SinkColumn, Unit
 
@@ -40,19 +39,19 @@ class LogProbSink:
 
     def add(self, batch: SinkBatch) -> None:
         n = len(batch.token_id)
-        logprob, entropy = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+        logprob, entropy = torch.full((n,), torch.nan), torch.full((n,), torch.nan)
         start, step = 0, 1
         while batch.logits is not None and start < n:
             logits = batch.logits(slice(start, start + step))
             stop = start + len(logits)
             logs = torch.log_softmax(logits, -1)
             token = torch.from_numpy(batch.token_id[start:stop].astype(np.int64)).to(logs.device)
-            logprob[start:stop] = to_numpy(logs.gather(-1, token[:, None])[:, 0])
+            logprob[start:stop] = logs.gather(-1, token[:, None])[:, 0].cpu()
             # 0 · log 0 is 0: a token that a mask made impossible adds nothing.
-            entropy[start:stop] = to_numpy(-torch.where(logs.isinf(), 0.0, logs.exp() * logs).sum(-1))
+            entropy[start:stop] = -torch.where(logs.isinf(), 0.0, logs.exp() * logs).sum(-1).cpu()
             start, step = stop, max(1, LOGITS_AT_ONCE // logits.shape[-1])
-        first = batch.position == 0
-        logprob[first] = entropy[first] = np.nan
+        first = torch.from_numpy(batch.position == 0)
+        logprob[first] = entropy[first] = torch.nan
         self._rows.add(batch.prompt, {"logprob": logprob, "entropy": entropy})
 
     def finish(self) -> list[SinkColumn]:
@@ -80,14 +79,14 @@ class Int8Sink:
         self._rows = UnitRows()
 
     def add(self, batch: SinkBatch) -> None:
-        parts: dict[str, np.ndarray] = {}
+        parts: dict[str, torch.Tensor] = {}
         for site in self.sites:
             values = batch.activations[site].float()
             largest = values.abs().flatten(1).amax(1) if values.numel() else values.new_zeros(len(values))
             scale = torch.where(largest.isfinite(), largest / 127, float("nan"))
             divisor = torch.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (values.ndim - 1))
             rounded = torch.nan_to_num(values / divisor, posinf=0, neginf=0).round().clamp(-127, 127)
-            parts |= {f"int8.{site}": to_numpy(rounded.to(torch.int8)), f"int8-scale.{site}": to_numpy(scale)}
+            parts |= {f"int8.{site}": rounded.to(torch.int8), f"int8-scale.{site}": scale}
         self._rows.add(batch.prompt, parts)
 
     def finish(self) -> list[SinkColumn]:

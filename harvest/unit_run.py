@@ -4,7 +4,7 @@ A prompt that fails alone is quarantined with its reason; its place in the batch
 so that the other prompts' numbers are what they are anyway. A batch that does not fit into memory is halved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harvest.batching import plan_batches
+from harvest.batching import filler, plan_batches, plan_packs
 from harvest.encoding import ROLES, EncodedPrompt
-from harvest.prefixes import Group, plan_groups
+from harvest.prefixes import Group, plan_groups, short_context
 from harvest.reader import FINAL, Prefix, Reader
 from harvest.selection import selected_tokens
 from store import Sink, SinkBatch, SinkColumn, Unit
 from store.errors import InputError, ThresherError
+
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(kw_only=True)
@@ -61,7 +63,10 @@ class UnitColumns:
 
 
 class UnitRun:
-    """Runs the encoded prompts of one unit through a reader and its sinks."""
+    """Runs the encoded prompts of one unit through a reader and its sinks.
+
+    quarantined  row of the unit -> reason, of prompts that are known to fail before anything runs
+    """
 
     def __init__(
         self,
@@ -72,6 +77,8 @@ class UnitRun:
         tokens: str,
         budget: int,
         share_prefixes: bool = False,
+        pack: bool = False,
+        quarantined: Mapping[int, str] | None = None,
     ) -> None:
         self.reader = reader
         self.prompts = prompts
@@ -79,8 +86,13 @@ class UnitRun:
         self.keep = [selected_tokens(prompt, tokens) for prompt in prompts]
         self.budget = budget
         self.share_prefixes = share_prefixes
+        self.pack = pack
         self.prefix: Prefix | None = None
-        self.notes = Notes(truncated={prompt.prompt_id: prompt.dropped for prompt in prompts if prompt.dropped})
+        self.nonfinite: dict[str, torch.Tensor | int] = {}
+        self.notes = Notes(
+            quarantined=dict(quarantined or {}),
+            truncated={prompt.prompt_id: prompt.dropped for prompt in prompts if prompt.dropped},
+        )
         self._check_rows(tokens)
 
     def run(self, unit: Unit, table: pa.Table) -> UnitColumns:
@@ -88,14 +100,20 @@ class UnitRun:
             sink.start(unit, table)
         # Sinks learn the widths even where no row of a unit is kept.
         self._give([], {site: rows[:0] for site, rows in self.reader.example.items()})
-        for group in plan_groups([prompt.ids for prompt in self.prompts], share=self.share_prefixes):
+        short = short_context(self.reader.loaded.decoder.config)
+        for group in plan_groups([prompt.ids for prompt in self.prompts], share=self.share_prefixes, short=short):
             self.prefix = self._run_prefix(group)
             shared = self.prefix.length if self.prefix else 0
-            # Every row of a batch holds a copy of the prefix's keys and values: they count, at a quarter.
-            costs = [len(self.prompts[row]) - shared + shared // 4 for row in group.rows]
-            for places in plan_batches(costs, self.budget):
+            lengths = [len(self.prompts[row]) - shared for row in group.rows]
+            if self.pack:
+                batches = plan_packs(lengths, self.budget)
+            else:
+                # Every row of a padded batch holds a copy of the prefix's keys and values: they count, at a quarter.
+                batches = plan_batches([length + shared // 4 for length in lengths], self.budget)
+            for places in batches:
                 self._run_batch([group.rows[place] for place in places])
         columns = {column.name: column for sink in self.sinks for column in sink.finish()}
+        self.notes.nonfinite = {site: int(count) for site, count in self.nonfinite.items()}
         return UnitColumns(columns=columns, tokens=self._token_table(), notes=self.notes.record(self.prompts))
 
     def _run_batch(self, rows: list[int]) -> None:
@@ -138,9 +156,8 @@ class UnitRun:
         """The group's shared beginning, run once; None where there is none, or it cannot be run."""
         if not group.prefix:
             return None
-        ids = self.prompts[group.rows[0]].ids[: group.prefix].astype(np.int64)
         try:
-            return self.reader.read_prefix(torch.from_numpy(ids).to(self.reader.loaded.device))
+            return self.reader.read_prefix(self.prompts[group.rows[0]].ids[: group.prefix])
         except ThresherError:
             raise
         except Exception:
@@ -150,34 +167,15 @@ class UnitRun:
 
     def _forward(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Kept rows of some prompts, prompt by prompt in order of position: site -> [k, width…]."""
-        device = self.reader.loaded.device
+        absent = self.notes.quarantined.keys()
+        ids = [np.zeros_like(self.prompts[row].ids) if row in absent else self.prompts[row].ids for row in rows]
+        keep = [NOTHING if row in absent else np.flatnonzero(self.keep[row]) for row in rows]
         shared = self.prefix.length if self.prefix else 0
-        lengths = [len(self.prompts[row]) - shared for row in rows]
-        longest = max(lengths)
-        ids = np.zeros((len(rows), longest), np.int64)
-        kept: list[np.ndarray] = []
-        for place, row in enumerate(rows):
-            if row in self.notes.quarantined:
-                continue
-            ids[place, : lengths[place]] = self.prompts[row].ids[shared:]
-            kept.append(place * (shared + longest) + np.flatnonzero(self.keep[row]))
-        # Where each kept token is: batch row, and position with the prefix counted in.
-        batch_row, at = np.divmod(np.concatenate([np.zeros(0, np.int64), *kept]), shared + longest)
-        before = np.maximum(at - 1, 0)
-        found = self.reader.read(
-            torch.from_numpy(ids).to(device),
-            lengths,
-            _flat(batch_row, at, shared, longest).to(device),
-            before=_flat(batch_row, before, shared, longest).to(device),
-            prefix=self.prefix,
-        )
-        if self.prefix is None:
-            return found
-        # Tokens of the prefix were read once; every prompt gets its own copy of them, at their place.
-        return {
-            site: _with_prefix(values, self.prefix.found[site], before if site == FINAL else at, shared)
-            for site, values in found.items()
-        }
+        lengths = [len(tokens) - shared for tokens in ids]
+        added = filler(sum(lengths), max(lengths), self.budget) if self.pack else []
+        ids += [np.zeros(shared + length, np.int32) for length in added]
+        keep += [NOTHING] * len(added)
+        return self.reader.read(ids, keep, prefix=self.prefix, packed=self.pack)
 
     def _give(self, rows: list[int], found: dict[str, torch.Tensor]) -> None:
         kept = [row for row in rows if row not in self.notes.quarantined]
@@ -193,8 +191,8 @@ class UnitRun:
             logits=None if final is None or head is None else lambda part: head.logits(final[part]),
         )
         for site, values in found.items():
-            bad = int(values.numel() - torch.isfinite(values).sum())
-            self.notes.nonfinite[site] = self.notes.nonfinite.get(site, 0) + bad
+            # Counted on the device: asking for the number would make the host wait for every batch.
+            self.nonfinite[site] = self.nonfinite.get(site, 0) + values.numel() - torch.isfinite(values).sum()
         with torch.inference_mode():
             for sink in self.sinks:
                 sink.add(batch)
@@ -226,19 +224,6 @@ class UnitRun:
                 "selected": pa.array(np.concatenate(selected)),
             }
         )
-
-
-def _flat(place: np.ndarray, at: np.ndarray, shared: int, longest: int) -> torch.Tensor:
-    """Flat indices into the padded batch behind the prefix, of those tokens that lie behind it."""
-    behind = at >= shared
-    return torch.from_numpy(place[behind] * longest + at[behind] - shared)
-
-
-def _with_prefix(values: torch.Tensor, prefix: torch.Tensor, at: np.ndarray, shared: int) -> torch.Tensor:
-    """Rows in order of `at`: those before `shared` from the prefix, the others as they come in `values`."""
-    behind = at >= shared
-    source = np.where(behind, shared + np.cumsum(behind) - 1, at)
-    return torch.cat([prefix, values]).index_select(0, torch.from_numpy(source).to(values.device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

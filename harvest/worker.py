@@ -5,12 +5,14 @@ says how many tokens were read and what was refused.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from harvest.encoding import encode
+import pyarrow as pa
+
+from harvest.encoding import EncodedPrompt, encode
 from harvest.loading import load_model, load_tokenizer
 from harvest.reader import Reader
 from harvest.settings import NumericSettings
@@ -21,7 +23,10 @@ from store.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker needs to know; cheap to send."""
+    """All that a worker needs to know; cheap to send.
+
+    device  where the model goes: None for the first CUDA device if there is one, `auto` for all of them together
+    """
 
     model: ModelRef
     store_path: str
@@ -29,13 +34,34 @@ class Job:
     tokens: str
     settings: NumericSettings
     truncate: bool
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitTask:
-    """Some units, one after the other, each with the captures that it lacks."""
+    """Some units, one after the other, each with the captures that it lacks.
+
+    quarantined  unit name -> row of the unit -> reason, of prompts that are known to kill a worker
+    """
 
     units: tuple[tuple[Unit, tuple[Capture, ...]], ...]
+    quarantined: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """Some prompts of a unit, run without keeping anything: does the worker live?
+
+    attempts  how often a pool gives it out; one prompt alone is given several chances
+    """
+
+    unit: Unit
+    captures: tuple[Capture, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def attempts(self) -> int:
+        return 1 if len(self.rows) > 1 else 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +80,36 @@ class Worker:
         self.job = job
         self.store = Store.open(job.store_path)
         self.tokenizer = load_tokenizer(job.model)
-        self.loaded = load_model(job.model, attention=job.settings.attention, threads=job.settings.threads)
+        self.loaded = load_model(
+            job.model,
+            device=job.device,
+            attention=job.settings.attention,
+            threads=job.settings.threads,
+            quantization=job.settings.quantization,
+        )
         self.reader = reader_for(self.loaded, job.sinks)
         self.reader.cut()
         self.share = job.settings.share_prefixes and self.reader.can_share
 
-    def __call__(self, task: UnitTask) -> UnitResult:
-        """Runs and publishes the task's units. At most one finished unit waits in memory to be written."""
+    def __call__(self, task: UnitTask | TrialTask) -> UnitResult:
+        """Runs and publishes the task's units; a trial publishes nothing.
+
+        While a unit is in the model the next one is tokenised, and at most one finished one is written.
+        """
+        if isinstance(task, TrialTask):
+            table = self.store.unit_prompts(task.unit).take(list(task.rows))
+            self._run(task.unit, task.captures, table, self._encode(table))
+            return UnitResult(prompts=len(task.rows))
         prompts = tokens = 0
         writing: Future[None] | None = None
-        with ThreadPoolExecutor(max_workers=1) as writer:
-            for unit, captures in task.units:
+        with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
+            reading = reader.submit(self._encoded, task.units[0][0])
+            for place, (unit, captures) in enumerate(task.units):
                 try:
-                    done = self._run(unit, captures)
+                    table, encoded = reading.result()
+                    if place + 1 < len(task.units):
+                        reading = reader.submit(self._encoded, task.units[place + 1][0])
+                    done = self._run(unit, captures, table, encoded, task.quarantined.get(unit.name))
                 except InputError as error:
                     return UnitResult(refused=str(error))
                 if writing is not None:
@@ -77,18 +120,33 @@ class Worker:
                 writing.result()
         return UnitResult(prompts=prompts, tokens=tokens)
 
-    def _run(self, unit: Unit, captures: Sequence[Capture]) -> UnitColumns:
+    def _encoded(self, unit: Unit) -> tuple[pa.Table, list[EncodedPrompt]]:
+        table = self.store.unit_prompts(unit)
+        return table, self._encode(table)
+
+    def _encode(self, table: pa.Table) -> list[EncodedPrompt]:
+        return encode(self.tokenizer, table, context=self.loaded.context, truncate=self.job.truncate)
+
+    def _run(
+        self,
+        unit: Unit,
+        captures: Sequence[Capture],
+        table: pa.Table,
+        prompts: Sequence[EncodedPrompt],
+        quarantined: Mapping[int, str] | None = None,
+    ) -> UnitColumns:
         wanted = {name for capture in captures for name in capture.names}
         sinks = [copy.deepcopy(sink) for sink in self.job.sinks if wanted & sink.columns.keys()]
-        table = self.store.unit_prompts(unit)
-        prompts = encode(self.tokenizer, table, context=self.loaded.context, truncate=self.job.truncate)
+        reader = self._reader_of(sinks)
         run = UnitRun(
-            self._reader_of(sinks),
+            reader,
             prompts,
             sinks,
             tokens=self.job.tokens,
             budget=self.job.settings.token_budget,
             share_prefixes=self.share,
+            pack=self.job.settings.pack and reader.can_pack,
+            quarantined=quarantined,
         )
         return run.run(unit, table)
 

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import tensorstore
 
 from store.digest import canonical_json, sha256
 from store.errors import DamageError
@@ -71,6 +70,9 @@ def open_array(location: Location, path: str, digest: str) -> Any:
     if foreign or metadata["data_type"] not in DTYPES:
         raise DamageError(f"{where} asks for {sorted(foreign) or metadata['data_type']}, which no store of ours does")
     spec = {"driver": "zarr3", "kvstore": location.kvstore(path), **_STRICT}
+    # Imported here and below: who only reads receipts should not wait for it.
+    import tensorstore
+
     return tensorstore.open(spec, open=True, read=True, context=_context()).result()
 
 
@@ -91,6 +93,8 @@ class Reading:
 
 def start_read(array: Any, rows: slice | np.ndarray, into: np.ndarray, where: str) -> Reading:
     """Begins to read rows of an opened array into memory of the same shape and dtype."""
+    import tensorstore
+
     return Reading(future=tensorstore.array(into).write(array[rows]), where=where)
 
 
@@ -117,6 +121,8 @@ _STRICT = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": Fa
 @cache
 def _context() -> Any:
     """No cache: readers keep what they need, and a damaged file is seen on every read."""
+    import tensorstore
+
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 

@@ -30,10 +30,7 @@ class CaptureSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", split_patterns(self.sites))
-        if not _TOKENS.match(self.tokens):
-            raise InputError(
-                f"unknown token selection {self.tokens!r}: use all, last, response, span, every:K or role:NAME"
-            )
+        check_tokens(self.tokens)
         if not _REDUCE.match(self.reduce):
             raise InputError(f"unknown reduction {self.reduce!r}: use none, mean, max, last or ema:ALPHA")
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -43,3 +40,9 @@ class CaptureSpec:
     def rows(self) -> str:
         """`token` where a row is a token's, `prompt` where it is a prompt's."""
         return "token" if self.reduce == "none" else "prompt"
+
+
+def check_tokens(tokens: str) -> None:
+    """Raises InputError for what is no token selection."""
+    if not _TOKENS.match(tokens):
+        raise InputError(f"unknown token selection {tokens!r}: use all, last, response, span, every:K or role:NAME")

@@ -172,7 +172,8 @@ def read_tokens(location: Location, receipt: Receipt) -> pa.Table:
         raise DamageError(f"{path} is missing: run 'thresher verify STORE --repair'") from error
     if sha256(data) != receipt.files[TOKENS_FILE][1]:
         raise DamageError(f"{path} is damaged: run 'thresher verify STORE --repair', then the harvest again")
-    return pyarrow.parquet.read_table(io.BytesIO(data))
+    # Not read_table: that imports pandas, which takes a second.
+    return pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
 
 
 def _check(capture: Capture, columns: Mapping[str, np.ndarray], tokens: pa.Table) -> None:

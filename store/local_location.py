@@ -3,7 +3,7 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,10 @@ class LocalLocation:
             folders.sort()
             relative = Path(folder).relative_to(self.root)
             yield from ((relative / name).as_posix() for name in sorted(files) if not name.endswith(".partial"))
+
+    def present(self, paths: Sequence[str]) -> Sequence[str]:
+        # Not by listing: a store in the making has as many folders as cells.
+        return [path for path in paths if os.path.exists(f"{self.root}/{path}")]
 
     def modified(self, path: str) -> float:
         return (self.root / path).stat().st_mtime

@@ -6,7 +6,7 @@ succeeds, and every other is told so.
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,9 @@ class Location(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """Paths of all objects under a folder, in sorted order; nothing where there is no such folder."""
+
+    def present(self, paths: Sequence[str]) -> Sequence[str]:
+        """Those of `paths` that are there, in the order given."""
 
     def modified(self, path: str) -> float:
         """When an object was last written, in seconds since the epoch."""

@@ -22,7 +22,13 @@ class Outcome(Generic[Task, Result]):
 
 
 class Pool(Protocol):
-    """Runs tasks. `make_worker` is called once per worker, in the worker, and returns what runs one task."""
+    """Runs tasks. `make_worker` is called once per worker, in the worker, and returns what runs one task.
+
+    A task may say with an attribute `attempts` how often it is given out before its workers' deaths are its outcome.
+    """
+
+    @property
+    def workers(self) -> int: ...
 
     def run(
         self, make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task]
@@ -32,6 +38,8 @@ class Pool(Protocol):
 
 class SerialPool:
     """One worker in this process, tasks in order. Exceptions keep their traceback; nothing is retried."""
+
+    workers = 1
 
     def run(
         self, make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task]

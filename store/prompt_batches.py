@@ -4,7 +4,7 @@ The first batch is written when the store is created; every later one holds appe
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -33,7 +33,7 @@ def read_batches(location: Location) -> list[PromptBatch]:
     return list(_batches(location))
 
 
-def read_prompts(location: Location, batches: list[PromptBatch]) -> PromptSet:
+def read_prompts(location: Location, batches: Sequence[PromptBatch]) -> PromptSet:
     """The prompt set of the batches. Raises DamageError where a file is missing or altered."""
     return PromptSet(pa.concat_tables([_read(location, batch) for batch in batches]).combine_chunks())
 
@@ -87,7 +87,7 @@ def _read(location: Location, batch: PromptBatch) -> pa.Table:
         raise DamageError(f"{location.url}/{batch.file} is missing: the store's prompts are lost") from error
     if sha256(data) != batch.sha256:
         raise DamageError(f"{location.url}/{batch.file} is damaged: restore it from a copy of the prompts")
-    return pyarrow.parquet.read_table(io.BytesIO(data)).drop_columns(["unit"])
+    return pyarrow.parquet.ParquetFile(io.BytesIO(data)).read().drop_columns(["unit"])
 
 
 def _encode(table: pa.Table, units: list[Unit]) -> bytes:

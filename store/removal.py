@@ -6,25 +6,40 @@ from collections.abc import Callable
 from store.capture import withdraw_capture
 from store.cell import decode_receipt, receipt_path
 from store.errors import DamageError, InputError
+from store.index import MARKS, mark_withdrawn, marks_without_use, read_index
 from store.store import Store
 
 Progress = Callable[[int], None]
 
 
 def withdraw_cell(store: Store, model: str, unit: str, capture: str) -> None:
-    """Removes a cell: the receipt, then the files of the attempt that it names.
+    """Removes a cell: from the index, then the receipt, then the files of the attempt that it names.
 
     Other attempts stay, as their writers may be about to publish them; `gc` removes them after its grace time. So does
     it where the receipt is too damaged to name its attempt.
     """
     path = receipt_path(model, unit, capture)
     try:
-        folder = decode_receipt(store.location.read(path), path, path).folder
-    except (FileNotFoundError, DamageError):
-        folder = None
+        receipt = decode_receipt(store.location.read(path), path, path)
+        folder, attempts = receipt.folder, {receipt.attempt}
+    except FileNotFoundError:
+        return
+    except DamageError:
+        folder, attempts = None, _possible_attempts(store, model, unit, capture)
+    mark_withdrawn(store.location, sorted(attempts))
     store.location.delete(path)
     if folder is not None:
         remove_attempt(store, folder)
+
+
+def _possible_attempts(store: Store, model: str, unit: str, capture: str) -> set[str]:
+    """Every attempt that a cell's damaged receipt may have named."""
+    written = {
+        path.split("/")[4] for path in store.location.list(f"cells/{model}/{unit}/{capture}") if path.count("/") > 4
+    }
+    rows = read_index(store.location).rows().rows()
+    cell = (model, unit, capture)
+    return written | {row.attempt for row in rows if (row.kind.model, row.unit, row.kind.capture) == cell}
 
 
 def cells_of(store: Store, *, model: str | None, capture: str | None) -> list[tuple[str, str, str]]:
@@ -70,6 +85,7 @@ def delete_cells(
 def garbage(store: Store, *, older_than: float) -> list[str]:
     """Folders of attempts that no receipt names and that nobody wrote to for `older_than` seconds.
 
+    Also the index's marks of withdrawn attempts, where they are that old and nothing in the index needs them.
     A damaged receipt names nothing that can be trusted: its cell's attempts are kept for `verify --repair`.
     """
     kept = set()
@@ -84,13 +100,14 @@ def garbage(store: Store, *, older_than: float) -> list[str]:
         folder = "/".join(path.split("/")[:5])
         if path.count("/") > 4 and folder not in kept and folder.rpartition("/")[0] not in kept:
             newest[folder] = max(newest.get(folder, 0.0), store.location.modified(path))
+    newest |= {mark: store.location.modified(mark) for mark in marks_without_use(read_index(store.location))}
     limit = time.time() - older_than
     return sorted(folder for folder, written in newest.items() if written <= limit)
 
 
 def remove_attempt(store: Store, folder: str) -> int:
-    """Deletes an attempt's files; returns how many."""
-    paths = list(store.location.list(folder))
+    """Deletes the files of an attempt, or its mark in the index; returns how many."""
+    paths = [folder] if folder.startswith(f"{MARKS}/") else list(store.location.list(folder))
     for path in paths:
         store.location.delete(path)
     return len(paths)

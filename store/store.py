@@ -1,8 +1,8 @@
 """The store: one prompt set × any models × any captures, a grid of cells."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,17 @@ import pyarrow as pa
 from store.capture import Capture, ColumnSpec, read_captures, register_captures
 from store.cell import Receipt, publish_cell, read_receipt, read_tokens
 from store.column import Column, check_uniform
-from store.digest import canonical_json, digest_json, digest_sequence
-from store.errors import DamageError, IncompleteError, InputError
+from store.digest import digest_sequence
+from store.errors import IncompleteError, InputError
 from store.location import Location, is_probe, locate, prove_exclusive_create
 from store.model_ref import ModelRef
 from store.names import check_name
-from store.prompt_batches import append_prompts, read_batches, read_prompts
+from store.prompt_batches import PromptBatch, append_prompts, read_batches, read_prompts
 from store.prompt_set import PromptSet
 from store.record import decode_record, encode_record
+from store.root import ROOT, read_root
+from store.summary import Grid, Summary, summarise
 from store.unit import Unit
-
-FORMAT = 1
-ROOT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {"thresher": {"format": FORMAT}}})
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +30,7 @@ class Store:
     """An open store. Receipts are read when they are asked for, so that an open store sees what others publish."""
 
     location: Location
-    prompts: PromptSet = field(repr=False)
-    units: tuple[Unit, ...] = field(repr=False)
+    batches: tuple[PromptBatch, ...] = field(repr=False)
 
     @staticmethod
     def create(path: Path | str, prompts: PromptSet) -> "Store":
@@ -41,9 +39,9 @@ class Store:
         Raises InputError where `path` holds something else, other prompts or a newer format.
         """
         location = locate(path)
-        if _read_root(location) is None:
+        if read_root(location) is None:
             occupied = next((path for path in location.list("") if not is_probe(path)), None)
-            if occupied is not None and _read_root(location) is None:
+            if occupied is not None and read_root(location) is None:
                 raise InputError(f"{path} is not a store and not empty (it holds {occupied}): give another folder")
             prove_exclusive_create(location)
             location.create("zarr.json", ROOT)
@@ -54,17 +52,25 @@ class Store:
     def open(path: Path | str) -> "Store":
         """An existing store. Raises InputError where there is none, or one of a newer format."""
         location = locate(path)
-        if _read_root(location) is None:
+        if read_root(location) is None:
             raise InputError(f"{path} is not a store: make one with 'thresher harvest MODEL PROMPTS --out {path}'")
         batches = read_batches(location)
         if not batches:
             raise InputError(f"{path} is a store without prompts: the harvest that made it was stopped; run it again")
-        units = tuple(unit for batch in batches for unit in batch.units)
-        return Store(location, read_prompts(location, batches), units)
+        return Store(location, tuple(batches))
 
     @property
     def path(self) -> str:
         return self.location.url
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        return tuple(unit for batch in self.batches for unit in batch.units)
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        """Read when first asked for: much can be said of a store without its texts. Raises DamageError."""
+        return read_prompts(self.location, self.batches)
 
     def unit_prompts(self, unit: Unit) -> pa.Table:
         """The rows of the prompt set that are `unit`."""
@@ -158,14 +164,19 @@ class Store:
         Equal whatever the number of workers, the order, crashes or retries, and however columns were grouped into
         captures. The column's key stands for its settings, the model's digest for the model.
         """
-        digests = {model.id: model.digest for model in self.models}
-        lines = set()
-        for receipt in self.receipts():
-            cell = [digests[receipt.model], receipt.unit_digest]
-            lines |= {digest_json([*cell, column.key, column.digest]) for column in receipt.columns.values()}
-            lines.add(digest_json([*cell, "tokens", receipt.tokens_digest]))
-        prompts = digest_sequence(unit.digest for unit in self.units)
-        return digest_sequence([prompts, *sorted(lines)])
+        return self.summary().digest
+
+    def summary(self) -> Summary:
+        """Columns, tokens, bytes, digest and completeness, from the index and the receipts that it does not cover.
+
+        Fast for any number of cells; leaves an index behind where there was none. Raises DamageError.
+        """
+        pairs = self.wanted()
+        models = {model.id: model.digest for model in self.models}
+        grid = Grid(
+            pairs=[pair for pair in pairs if pair[0] in models], models=models, units=[unit.name for unit in self.units]
+        )
+        return summarise(self.location, grid, digest_sequence(unit.digest for unit in self.units))
 
     def certificate(self, model: ModelRef, key: str) -> dict[str, Any] | None:
         """A stored certificate, None where there is none."""
@@ -270,24 +281,3 @@ def _with_ids(tokens: pa.Table, unit: Unit, prompts: PromptSet) -> pa.Table:
     for name in tokens.column_names[1:]:
         table = table.append_column(name, tokens.column(name))
     return table
-
-
-def _read_root(location: Location) -> int | None:
-    """The store format at a location; None where there is no store.
-
-    Raises InputError for a newer format, DamageError where there are prompts but no readable root group.
-    """
-    try:
-        document = json.loads(location.read("zarr.json"))
-        version = document["attributes"]["thresher"]["format"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        if next(location.list("prompts"), None) is None:
-            return None
-        raise DamageError(
-            f"{location.url}/zarr.json is damaged or missing: restore it, it always reads {ROOT.decode()}"
-        ) from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise InputError(
-            f"{location.url} has store format {version!r}, and this thresher reads up to {FORMAT}: update thresher"
-        )
-    return version

@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from store.arrays import open_array, read_rows
-from store.cell import GROUP, Receipt, decode_receipt, read_tokens
+from store.cell import GROUP, Receipt, decode_receipt, read_receipt, read_tokens
 from store.digest import digest_array, digest_rows, digest_tokens, sha256
 from store.errors import DamageError
+from store.index import SEGMENT, marked_attempts, read_segment
+from store.index_rows import IndexRow, index_row
 from store.prompt_batches import read_batches
-from store.record import decode_record
+from store.record import check_record
 from store.removal import withdraw_cell
-from store.store import ROOT, Store
+from store.root import ROOT
+from store.store import Store
 
 Progress = Callable[[int], None]
+# What a store can make again, so that a repair may remove it.
+REMADE = ("index/", "certificates/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +35,25 @@ def verify_store(store: Store, *, deep: bool = False, progress: Progress = lambd
     for path in store.location.list("receipts"):
         found += _verify_receipt(store, path, deep)
         progress(1)
+    found += _verify_index(store)
     return found
 
 
 def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, str]]:
-    """Withdraws the damaged cells, receipt first, so that the next harvest computes exactly them again."""
+    """Withdraws the damaged cells, receipt first, so that the next harvest computes exactly them again.
+
+    What is damaged and can be made again is removed: the index by the next `thresher info`, a certificate by
+    `thresher verify --deep`. So are the certificates of models that lose a cell: they spoke of it.
+    """
+    for damage in damages:
+        if damage.path.startswith(REMADE):
+            store.location.delete(damage.path)
     cells = sorted({damage.cell for damage in damages if damage.cell is not None})
     for model, unit, capture in cells:
         withdraw_cell(store, model, unit, capture)
+    for model in {cell[0] for cell in cells}:
+        for path in list(store.location.list(f"certificates/{model}")):
+            store.location.delete(path)
     return cells
 
 
@@ -50,10 +66,12 @@ def _verify_frame(store: Store) -> Iterator[Damage]:
         for unit in batch.units:
             if digest_rows(store.unit_prompts(unit)) != unit.digest:
                 yield Damage(path=batch.file, reason=f"the prompts of {unit.name} are not those that were planned")
-    for folder in ("captures", "models", "certificates"):
+    for folder in ("prompts", "captures", "models", "certificates"):
         for path in location.list(folder):
+            if not path.endswith(".json"):
+                continue
             try:
-                decode_record(location.read(path), path)
+                check_record(location.read(path), path)
             except DamageError:
                 yield Damage(path=path, reason="its checksum is wrong")
     for path in location.list("cells"):
@@ -65,7 +83,9 @@ def _verify_frame(store: Store) -> Iterator[Damage]:
 def _verify_receipt(store: Store, path: str, deep: bool) -> Iterator[Damage]:
     cell = _cell_of(path)
     try:
-        receipt = decode_receipt(store.location.read(path), path, path)
+        data = store.location.read(path)
+        check_record(data, path)
+        receipt = decode_receipt(data, path, path)
     except DamageError as error:
         yield Damage(path=path, reason=str(error).split(":")[0], cell=cell)
         return
@@ -103,6 +123,31 @@ def _verify_content(store: Store, receipt: Receipt, cell: tuple[str, str, str]) 
             yield Damage(path=where, reason=f"the content of {name} has another digest than its receipt", cell=cell)
     if digest_tokens(read_tokens(store.location, receipt)) != receipt.tokens_digest:
         yield Damage(path=receipt.folder, reason="the token table has another digest than its receipt", cell=cell)
+
+
+def _verify_index(store: Store) -> Iterator[Damage]:
+    """Segments that are not what was written, or hold a row that no receipt bears out."""
+    for path in store.location.list("index"):
+        if not SEGMENT.match(path):
+            continue
+        rows = read_segment(store.location, path)
+        if rows is not None:
+            wrong = [row for row in rows.rows() if not _borne_out(store, row)]
+            # Marks are made before receipts are deleted: read now, they tell what was being withdrawn meanwhile.
+            marked = marked_attempts(store.location) if wrong else frozenset()
+            for row in [row for row in wrong if row.attempt not in marked][:1]:
+                cell = f"{row.kind.model}/{row.unit}/{row.kind.capture}"
+                yield Damage(path=path, reason=f"it does not say what the receipt of {cell} says")
+        elif path in store.location.list("index"):
+            yield Damage(path=path, reason="its checksum is wrong")
+
+
+def _borne_out(store: Store, row: IndexRow) -> bool:
+    try:
+        receipt = read_receipt(store.location, row.kind.model, row.unit, row.kind.capture)
+    except DamageError:  # told apart, with its cell
+        return True
+    return receipt is not None and index_row(receipt, row.kind.model_digest) == row
 
 
 def _cell_of(path: str) -> tuple[str, str, str]:

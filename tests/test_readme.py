@@ -1,4 +1,4 @@
-"""The README's commands and its Python example, run as they stand, on small models and prompts."""
+"""The commands and Python examples of the README and of docs/harvest.md, run as they stand, on small models."""
 
 import json
 import os
@@ -14,11 +14,12 @@ import pytest
 from tests.cluster.conftest import write_statements
 from tests.harvest.conftest import save_tiny as save_tiny
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(language: str, document: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -41,13 +42,17 @@ def workplace(tmp_path: Path, save_tiny: Callable[[str], str], ray_here: None) -
     return tmp_path
 
 
-def test_commands(workplace: Path) -> None:
+def run_commands(block: str, workplace: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", block], cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+
+
+def test_commands(workplace: Path) -> None:
     for block in blocks("sh"):
-        done = subprocess.run(
-            ["bash", "-euc", block], cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+        run_commands(block, workplace)
     assert (workplace / "runs" / "report.html").stat().st_size > 10_000
 
 
@@ -56,6 +61,16 @@ def test_python(workplace: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", done.stdout), done.stdout
+
+
+def test_harvest_docs(workplace: Path) -> None:
+    document = ROOT / "docs" / "harvest.md"
+    for block in blocks("sh", document):
+        run_commands(block, workplace)
+    for block in blocks("python", document):
+        done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.strip()
 
 
 def test_the_two_commands_open_it() -> None:

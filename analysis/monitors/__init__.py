@@ -2,14 +2,13 @@
 
 from analysis.monitors.calibrate import calibrate
 from analysis.monitors.monitor import Monitor, Scores, common_prefix, load_monitor, watched
-from analysis.monitors.sink import ExtremesSink, MonitorSink, TokenScoreSink
+from analysis.monitors.sink import ExtremesSink, MonitorSink
 
 __all__ = [
     "ExtremesSink",
     "Monitor",
     "MonitorSink",
     "Scores",
-    "TokenScoreSink",
     "calibrate",
     "common_prefix",
     "load_monitor",

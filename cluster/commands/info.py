@@ -1,10 +1,12 @@
 """`thresher info`: what a store holds."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from cluster.certificates import describe_certificates, print_certified
 from cluster.console import JsonFlag, emit, out
 from store import Store
 
@@ -21,42 +23,24 @@ def info(store: Annotated[str, typer.Argument(help="Folder of the store.")], as_
 
 def describe(store: Store) -> dict[str, Any]:
     """The JSON of `thresher info`. `tokens` counts every token a model read, once per model; `bytes` as stored."""
-    captures = {capture.id: capture for capture in store.captures}
-    tokens: dict[tuple[str, str], int] = {}
-    columns: dict[tuple[str, str], dict[str, Any]] = {}
-    stored = 0
-    for receipt in store.receipts():
-        tokens[receipt.model, receipt.unit] = receipt.tokens
-        stored += sum(size for size, _ in receipt.files.values())
-        for name, column in receipt.columns.items():
-            entry = columns.setdefault(
-                (receipt.model, name),
-                {
-                    "model": receipt.model,
-                    "name": name,
-                    "key": column.key,
-                    "rows": captures[receipt.capture].column(name).rows,
-                    "dtype": column.dtype,
-                    "shape": [0, *column.shape[1:]],
-                    "units": 0,
-                },
-            )
-            entry["shape"][0] += column.shape[0]
-            entry["units"] += 1
+    summary = store.summary()
+    rows = {column.key: column.rows for capture in store.captures for column in capture.columns}
     return {
         "store": store.path,
-        "digest": store.digest,
-        "complete": store.complete,
+        "digest": summary.digest,
+        "complete": summary.complete,
         "models": [
             {"id": model.id, "name": model.name, "adapter": model.adapter, "digest": model.digest}
             for model in store.models
         ],
-        "columns": list(columns.values()),
-        "prompts": len(store.prompts),
-        "certified": all(record["ok"] for record in certificates) if (certificates := store.certificates()) else None,
+        "columns": [
+            {**asdict(column), "shape": list(column.shape), "rows": rows[column.key]} for column in summary.columns
+        ],
+        "prompts": store.units[-1].stop if store.units else 0,
+        **describe_certificates(store),
         "units": len(store.units),
-        "tokens": sum(tokens.values()),
-        "bytes": stored,
+        "tokens": summary.tokens,
+        "bytes": summary.bytes,
     }
 
 
@@ -68,8 +52,7 @@ def _print(path: str, data: dict[str, Any]) -> None:
         f"{data['bytes'] / 1e6:,.1f} MB"
     )
     out.print(f"digest {data['digest']}")
-    if data["certified"] is False:
-        out.print("[red]a certificate's bound was exceeded: rerun the harvest to see which site's[/]")
+    print_certified(data)
     table = Table("model", "column", "rows", "shape", "dtype", "units")
     for column in data["columns"]:
         shape = " × ".join(str(size) for size in column["shape"])

@@ -192,6 +192,8 @@ def _info(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 def _certificate(record: dict[str, Any]) -> dict[str, Any]:
     certificate = record["certificate"]
+    if certificate.get("left_out"):
+        return {"text": f"Not certified: {certificate['left_out']}", "sites": {}}
     text = (
         f"{len(certificate['prompts'])} prompts were run again one by one in float32 and compared with what is stored: "
         + ("every error is within its bound." if certificate["ok"] else "an error exceeds its bound.")

@@ -172,9 +172,9 @@ def _quiet_tone(rate: dict[str, Any], target: float | None) -> str:
 
 def _store(run: RunFolder) -> list[Statement]:
     incomplete = [part.name for part in [*run.infos, *run.harvests] if not part.record["complete"]]
-    broken = [
-        part.name for part in run.harvests if part.record.get("certificate") and not part.record["certificate"]["ok"]
-    ]
+    refused = [part for part in run.harvests if part.record.get("certificate") and not part.record["certificate"]["ok"]]
+    uncertified = [part.name for part in refused if part.record["certificate"].get("left_out")]
+    broken = [part.name for part in refused if part.name not in uncertified]
     said = []
     if incomplete:
         said.append(
@@ -192,6 +192,15 @@ def _store(run: RunFolder) -> list[Statement]:
                 range=", ".join(broken),
                 tone="bad",
                 text="The correctness certificate's bound is exceeded: do not trust these activations.",
+            )
+        )
+    if uncertified:
+        said.append(
+            Statement(
+                figure="not certified",
+                range=", ".join(uncertified),
+                tone="plain",
+                text="No prompt could be run again in float32: nothing is known of these activations' errors.",
             )
         )
     return said

@@ -53,6 +53,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_given_out_again(tmp_path: P
     assert outcomes[3].attempts == 2
 
 
+@pytest.mark.system
 def test_a_task_that_kills_every_worker_is_given_up_and_the_rest_is_done() -> None:
     def make_deadly():
         def work(task: int) -> int:

@@ -1,7 +1,7 @@
 """A location in memory, and one that fails in every way that a disk, a network or a killed process can."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,9 @@ class MemoryLocation:
         start = f"{prefix}/" if prefix else ""
         yield from sorted(path for path in self.objects if path.startswith(start))
 
+    def present(self, paths: Sequence[str]) -> Sequence[str]:
+        return [path for path in paths if path in self.objects]
+
     def modified(self, path: str) -> float:
         return self.times[path]
 
@@ -54,7 +57,7 @@ class MemoryLocation:
 
 @dataclass
 class FaultyLocation(MemoryLocation):
-    """Shares the objects of `inner` and asks `fault` before every write and create what goes wrong with it.
+    """Shares the objects of `inner` and asks `fault` before every write, create and delete what goes wrong with it.
 
     `late` holds writes that a killed process had on their way: they arrive when `arrive` is called.
     `other` is what another driver does in the middle of this one's step.
@@ -82,6 +85,9 @@ class FaultyLocation(MemoryLocation):
         kind = self.fault("create")
         made = self._around(kind, lambda: super(FaultyLocation, self).create(path, data))
         return False if kind == "lost response" else bool(made)
+
+    def delete(self, path: str) -> None:
+        self._around(self.fault("delete"), lambda: super(FaultyLocation, self).delete(path))
 
     def arrive(self) -> None:
         """What was under way when its process died reaches the storage now."""

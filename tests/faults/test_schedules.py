@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from store import ColumnSpec, ModelRef, PromptSet, Store, Unit
 from store.cell import decode_receipt
 from store.digest import sha256
-from store.prompt_batches import append_prompts, read_batches, read_prompts
+from store.prompt_batches import append_prompts, read_batches
 from store.removal import garbage, remove_attempt
-from store.store import ROOT
+from store.root import ROOT
 from store.unit import CHARACTERS_PER_UNIT
 from store.verify import verify_store
 from tests.faults.locations import FAULTS, FaultyLocation, Killed, MemoryLocation
@@ -32,9 +32,7 @@ PROMPTS = PromptSet.from_rows([{"prompt_id": f"p{row}", "text": "x" * (CHARACTER
 
 
 def opened(location: MemoryLocation) -> Store:
-    batches = read_batches(location)
-    units = tuple(unit for batch in batches for unit in batch.units)
-    return Store(location, read_prompts(location, batches), units)
+    return Store(location, tuple(read_batches(location)))
 
 
 def publish_one(store: Store, model: ModelRef, unit: Unit) -> None:

@@ -29,6 +29,8 @@ EXPERTS = {"num_experts_per_tok": 2}
 WITH_HEAD_DIM = {**WIDE, "head_dim": 12}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", WIDE),
+    # Wide enough for a block of 4-bit weights.
+    "llama_wide": ("LlamaConfig", {**WIDE, "hidden_size": 64, "intermediate_size": 128}),
     "qwen2": ("Qwen2Config", WIDE),
     "qwen3": ("Qwen3Config", WITH_HEAD_DIM),
     "mistral": ("MistralConfig", {**WITH_HEAD_DIM, "sliding_window": 6}),
@@ -44,6 +46,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**{k: v for k, v in WIDE.items() if k != "num_key_value_heads"}, "use_parallel_residual": False},
     ),
     "phi3": ("Phi3Config", WIDE),
+    # Beyond 12 tokens its positions turn with other frequencies.
+    "phi3_long": (
+        "Phi3Config",
+        {
+            **WIDE,
+            "original_max_position_embeddings": 12,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 12,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 3.0, 4.0, 5.0],
+            },
+        },
+    ),
     "olmo2": ("Olmo2Config", WIDE),
     "mixtral": ("MixtralConfig", {**WIDE, **EXPERTS, "num_local_experts": 4}),
     "qwen3_moe": (

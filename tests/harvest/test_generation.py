@@ -119,7 +119,7 @@ def rows_under(loaded: LoadedModel, interventions: list[Intervention], site: str
     from harvest.interventions import intervene
 
     with intervene(loaded, interventions):
-        return Reader(loaded, [site]).read(torch.arange(12).reshape(2, 6), [6, 6], torch.arange(12))[site]
+        return Reader(loaded, [site]).read([np.arange(6), np.arange(6, 12)], [np.arange(6)] * 2)[site]
 
 
 DIRECTIONS = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)

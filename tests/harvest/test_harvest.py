@@ -100,14 +100,16 @@ def test_a_stored_dtype_of_its_own_and_no_certificate_when_none_is_asked(model: 
 
 
 class Interrupted(SerialPool):
-    """Loses its worker after some units."""
+    """Loses its worker after some units, and never gets another."""
 
     def __init__(self, after: int) -> None:
         self.after = after
 
     def run(self, make_worker: Any, tasks: Sequence[Any]) -> Iterator[Outcome[Any, Any]]:
-        yield from super().run(make_worker, tasks[: self.after])
-        yield from (Outcome(task=task, error="the worker died") for task in tasks[self.after :])
+        lived, died = tasks[: self.after], tasks[self.after :]
+        self.after -= len(lived)
+        yield from super().run(make_worker, lived)
+        yield from (Outcome(task=task, error="the worker died") for task in died)
 
 
 def test_an_interrupted_harvest_resumes_and_recomputes_nothing(
@@ -135,9 +137,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     plain = Reader.read
 
-    def read(self: Reader, ids: Any, lengths: Any, rows: Any, **more: Any) -> Any:
-        counts.append(len(rows))
-        return plain(self, ids, lengths, rows, **more)
+    def read(self: Reader, prompts: Any, keep: Any, **more: Any) -> Any:
+        counts.append(sum(map(len, keep)))
+        return plain(self, prompts, keep, **more)
 
     monkeypatch.setattr(Reader, "read", read)
     return counts
@@ -192,10 +194,10 @@ def fail_on(monkeypatch: pytest.MonkeyPatch, token: int, error: Exception) -> No
     """A model that cannot take one token id."""
     plain = Reader.read
 
-    def read(self: Reader, ids: torch.Tensor, lengths: Any, rows: Any, **more: Any) -> Any:
-        if (ids == token).any():
+    def read(self: Reader, prompts: Any, keep: Any, **more: Any) -> Any:
+        if any((tokens == token).any() for tokens in prompts):
             raise error
-        return plain(self, ids, lengths, rows, **more)
+        return plain(self, prompts, keep, **more)
 
     monkeypatch.setattr(Reader, "read", read)
 
@@ -231,10 +233,10 @@ def test_an_error_that_no_prompt_causes_is_raised(
 ) -> None:
     plain = Reader.read
 
-    def read(self: Reader, ids: torch.Tensor, lengths: Any, rows: Any, **more: Any) -> Any:
-        if len(ids) > 1:
+    def read(self: Reader, prompts: Any, keep: Any, **more: Any) -> Any:
+        if len(prompts) > 1:
             raise RuntimeError("a fault of ours")
-        return plain(self, ids, lengths, rows, **more)
+        return plain(self, prompts, keep, **more)
 
     monkeypatch.setattr(Reader, "read", read)
     with pytest.raises(RuntimeError, match="a fault of ours"):
@@ -248,10 +250,10 @@ def test_short_memory_halves_the_batch_and_is_noted(
     run(model, whole)
     plain = Reader.read
 
-    def read(self: Reader, ids: torch.Tensor, lengths: Any, rows: Any, **more: Any) -> Any:
-        if ids.numel() > 30:
+    def read(self: Reader, prompts: Any, keep: Any, **more: Any) -> Any:
+        if sum(map(len, prompts)) > 30:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(self, ids, lengths, rows, **more)
+        return plain(self, prompts, keep, **more)
 
     monkeypatch.setattr(Reader, "read", read)
     store = Store.create(tmp_path / "run", prompts())
@@ -271,8 +273,8 @@ def test_values_that_are_not_finite_are_counted(
 ) -> None:
     plain = Reader.read
 
-    def read(self: Reader, ids: Any, lengths: Any, rows: Any, **more: Any) -> Any:
-        found = {site: values.clone() for site, values in plain(self, ids, lengths, rows, **more).items()}
+    def read(self: Reader, prompts: Any, keep: Any, **more: Any) -> Any:
+        found = {site: values.clone() for site, values in plain(self, prompts, keep, **more).items()}
         found["resid_post.1"][0, :3] = float("nan")
         found["resid_post.1"][0, 3] = float("inf")
         return found
@@ -370,9 +372,9 @@ def test_shared_prefixes_give_the_same_rows_with_fewer_tokens(
     ran: list[int] = []
     plain = Reader.read
 
-    def read(self: Reader, ids: Any, lengths: Any, rows: Any, **more: Any) -> Any:
-        ran.append(sum(lengths))
-        return plain(self, ids, lengths, rows, **more)
+    def read(self: Reader, prompts: Any, keep: Any, *, prefix: Any = None, **more: Any) -> Any:
+        ran.append(sum(len(tokens) - (prefix.length if prefix else 0) for tokens in prompts))
+        return plain(self, prompts, keep, prefix=prefix, **more)
 
     monkeypatch.setattr(Reader, "read", read)
     whole, shared = Store.create(tmp_path / "whole", headed()), Store.create(tmp_path / "shared", headed())

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.batching import plan_batches
+from harvest.batching import filler, plan_batches, plan_packs
 from harvest.encoding import ROLES, EncodedPrompt
 from harvest.selection import reduce_rows, selected_tokens
 from store import InputError
@@ -86,3 +86,22 @@ def test_batch_plans_hold_every_prompt_once_within_the_budget(lengths: list[int]
         longest = max(lengths[row] for row in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
     assert plan == plan_batches(list(lengths), budget)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200))
+def test_packs_hold_every_prompt_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    packs = plan_packs(lengths, budget)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    for pack in packs:
+        assert sum(lengths[row] for row in pack) <= budget or len(pack) == 1
+    # Two batches that are half full or less would have been one.
+    if max(lengths) <= budget:
+        assert len(packs) <= 2 * sum(lengths) / budget + 1
+
+
+@given(st.integers(1, 10_000), st.integers(1, 500), st.integers(1, 10_000))
+def test_filler_brings_a_pack_to_a_whole_step(tokens: int, longest: int, budget: int) -> None:
+    added = filler(tokens, longest, budget)
+    assert (tokens + sum(added)) % max(1, budget // 64) == 0
+    assert all(0 < length <= longest for length in added)
+    assert sum(added) < max(1, budget // 64)

@@ -48,14 +48,15 @@ def prompts() -> PromptSet:
     )
 
 
+@pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_are_those_of_a_plain_forward_within_the_stated_bound(
-    smollm2_path: str, exact: dict[str, list[np.ndarray]], prompts: PromptSet, tmp_path: Path, dtype: str
+    smollm2_path: str, exact: dict[str, list[np.ndarray]], prompts: PromptSet, tmp_path: Path, dtype: str, pack: bool
 ) -> None:
     ref = ModelRef(smollm2_path, dtype=dtype).resolve()
     store = Store.create(tmp_path / "run", prompts)
     spec = CaptureSpec(sites=tuple(exact))
-    result = harvest(ref, store, spec, settings=NumericSettings(token_budget=128)).raise_if_incomplete()
+    result = harvest(ref, store, spec, settings=NumericSettings(token_budget=128, pack=pack)).raise_if_incomplete()
     largest, median = BOUNDS[dtype]
     for site, rows in exact.items():
         stored = np.asarray(store.column(ref, site)).astype(np.float64)

@@ -1,7 +1,8 @@
 """What goes silently wrong when activations are read, where no other test of this folder looks already.
 
-Numbers of the list of traps (docs/limits.md says which cannot be tested without the hardware): 1, 2, 4, 5, 11, 12, 14
-in test_sites.py; 9 in test_harvest.py (shared prefixes) and test_generation.py; 10 in test_encoding.py; 13 and 15 here.
+Numbers of the list of traps (docs/limits.md says which cannot be tested without the hardware): 1 to 5, 11, 12 and 14 in
+test_sites.py, 1 in bfloat16 in test_smollm2.py; 8 in test_placement.py; 9 in test_harvest.py (shared prefixes) and
+test_generation.py; 10 in test_encoding.py; 15 in test_memory.py too; 18 in test_killers.py; 6, 7, 13 and 15 here.
 """
 
 import gc
@@ -17,16 +18,17 @@ import torch
 import transformers
 
 from harvest import NumericSettings, RawSink, harvest, load_model
+from harvest.layout import Layout
 from harvest.reader import Reader
 from store import CaptureSpec, ModelRef, PromptSet, SinkBatch, Store, Unit
 
 LENGTHS = (3, 9, 5)
-IDS = torch.tensor(np.random.default_rng(0).integers(0, 300, (3, 9)))
-ROWS = torch.tensor([row * 9 + at for row, n in enumerate(LENGTHS) for at in range(n)])
+IDS = [np.random.default_rng(n).integers(0, 300, n) for n in LENGTHS]
+ALL = [np.arange(n) for n in LENGTHS]
 
 
 def read(ref: ModelRef, site: str = "resid_post.3", **options: Any) -> torch.Tensor:
-    return Reader(load_model(ref, **options), [site]).read(IDS, LENGTHS, ROWS)[site]
+    return Reader(load_model(ref, **options), [site]).read(IDS, ALL)[site]
 
 
 @pytest.mark.parametrize(("name", "state"), [("bloom", 3), ("mamba", 2)])
@@ -38,9 +40,10 @@ def test_models_without_position_ids(save_tiny: Callable[[str], str], name: str,
     folder = save_tiny(name)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = []
-    for row, n in enumerate(LENGTHS):
+    for tokens in IDS:
         with torch.no_grad():
-            expected.append(model(IDS[row : row + 1, :n], output_hidden_states=True).hidden_states[state][0])
+            ids = torch.from_numpy(tokens)[None]
+            expected.append(model(ids, output_hidden_states=True).hidden_states[state][0])
     given = read(ModelRef(folder, dtype="float32"), "resid_post.2")
     difference = torch.linalg.vector_norm(given - torch.cat(expected), dim=-1)
     assert (difference / torch.linalg.vector_norm(torch.cat(expected), dim=-1)).max() < 1e-5
@@ -64,21 +67,22 @@ def test_padding_never_makes_a_stored_row_nan(save_tiny: Callable[[str], str], a
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_what_stands_in_the_padding_changes_no_row(save_tiny: Callable[[str], str], name: str) -> None:
+def test_what_stands_in_the_padding_changes_no_row(
+    save_tiny: Callable[[str], str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load_model(ModelRef(save_tiny(name), dtype="float32"))
     reader = Reader(loaded, ["resid_post.3"])
-    other = IDS.clone()
-    for row, n in enumerate(LENGTHS):
-        other[row, n:] = 7
-    first = reader.read(IDS, LENGTHS, ROWS)["resid_post.3"]
-    second = reader.read(other, LENGTHS, ROWS)["resid_post.3"]
+    first = reader.read(IDS, ALL)["resid_post.3"]
+    fill = Layout.fill
+    monkeypatch.setattr(Layout, "fill", lambda self, prompts: np.where(self.mask(), fill(self, prompts), 7))
+    second = reader.read(IDS, ALL)["resid_post.3"]
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_copies_of_what_the_module_may_reuse(save_tiny: Callable[[str], str]) -> None:
     """Trap 7: a buffer that the next block writes into."""
     loaded = load_model(ModelRef(save_tiny("llama"), dtype="float32"))
-    expected = Reader(loaded, ["resid_post.1", "resid_post.3"]).read(IDS, LENGTHS, ROWS)["resid_post.1"].clone()
+    expected = Reader(loaded, ["resid_post.1", "resid_post.3"]).read(IDS, ALL)["resid_post.1"].clone()
     reader = Reader(loaded, ["resid_post.1", "resid_post.3"])
     inner = loaded.decoder.blocks[2].forward
 
@@ -88,7 +92,7 @@ def test_rows_are_copies_of_what_the_module_may_reuse(save_tiny: Callable[[str],
         return out
 
     loaded.decoder.blocks[2].forward = overwriting
-    assert torch.equal(reader.read(IDS, LENGTHS, ROWS)["resid_post.1"], expected)
+    assert torch.equal(reader.read(IDS, ALL)["resid_post.1"], expected)
 
 
 def test_overflow_of_float16_is_counted_and_kept(save_tiny: Callable[[str], str], tmp_path: Path) -> None:

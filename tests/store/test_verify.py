@@ -31,12 +31,18 @@ def test_a_sound_store_has_no_damage(tmp_path: Path) -> None:
     assert verify_store(store, deep=True) == []
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    store, _ = filled_store(tmp_path / "s", 60)
+def test_every_flipped_bit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("store.summary.FRESH_RECEIPTS", 1)
+    store, model = filled_store(tmp_path / "s", 60)
+    store.write_certificate(model, "0001", {"format": 1, "ok": True})
+    store.summary()
     kinds: dict[str, list[Path]] = {}
     for path in files_of(store):
         relative = path.relative_to(store.path)
         kinds.setdefault(f"{relative.parts[0]}/{path.name}", []).append(path)
+    assert {kind.split("/")[0] for kind in kinds} == {
+        "zarr.json", "prompts", "captures", "models", "certificates", "cells", "receipts", "index"
+    }  # fmt: skip
     chance = random.Random(0)
     missed = []
     for number in range(FLIPS):

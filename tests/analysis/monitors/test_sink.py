@@ -11,7 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from analysis.monitors import ExtremesSink, MonitorSink, TokenScoreSink, calibrate
+from analysis.monitors import ExtremesSink, MonitorSink, calibrate
+from analysis.sinks import ProjectionSink
 from harvest import harvest
 from store import ModelRef, PromptSet, Store
 from store.direction import Direction
@@ -120,7 +121,7 @@ def test_token_scores_equal_hooks(
     reference: list[tuple[np.ndarray, list[int]]],
     tmp_path: Path,
 ) -> None:
-    (scores,) = run(model, prompts, TokenScoreSink(directions=directions), tmp_path / "s")
+    (scores,) = run(model, prompts, ProjectionSink(directions=directions, scoring="cosine"), tmp_path / "s")
     np.testing.assert_allclose(scores, np.concatenate([cosines for cosines, _ in reference]), atol=2e-5)
 
 
