@@ -13,6 +13,7 @@ shared, unshared   thresher on chat-templated short prompts with one system prom
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -115,7 +116,10 @@ def peer(name: str, python: str, folder: Path, prompts: PromptSet) -> Callable[[
             json.dump(prompts.table.column("text").to_pylist(), file)
             file.flush()
             command = [python, str(Path(__file__).with_name("peers.py")), name, str(folder), str(LAYER), file.name, "1"]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name} did not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", file=sys.stderr)
+            return math.nan
         return float(json.loads(done.stdout.splitlines()[-1])[0])
 
     return run
