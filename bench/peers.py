@@ -71,13 +71,10 @@ def nnsight(folder, layer, tokenizer):
 
 
 def transformer_lens(folder, layer, tokenizer):
-    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
 
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model = HookedTransformer.from_pretrained_no_processing(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=hf, tokenizer=tokenizer, dtype=torch.bfloat16
-    )
-    name = f"blocks.{layer}.hook_resid_post"
+    model = TransformerBridge.boot_transformers(folder, tokenizer=tokenizer, dtype=torch.bfloat16)
+    name = f"blocks.{layer}.hook_out"
 
     @torch.no_grad()
     def read(texts):
