@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analysis.sinks import Moments, MomentsSink, second_moments_bytes
@@ -114,7 +114,9 @@ def random_moments(seed: int, *, values: int = 2, folds: int = 2) -> tuple[Momen
 
 def assert_same(one: Moments, other: Moments) -> None:
     np.testing.assert_array_equal(one.count, other.count)
-    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-12)
+    # A mean near zero is a sum of terms as large as the rows: its error is relative to them.
+    size = np.maximum(np.abs(other.mean) + np.sqrt(other.variance), 1e-300)
+    np.testing.assert_allclose(one.mean / size, other.mean / size, rtol=0, atol=1e-12)
     np.testing.assert_allclose(one.variance, other.variance, rtol=1e-9, atol=1e-12)
     assert one.covariance is not None
     assert other.covariance is not None
@@ -124,6 +126,7 @@ def assert_same(one: Moments, other: Moments) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example([1, 3598, 1458])
 @given(st.lists(st.integers(0, 10_000), min_size=3, max_size=3))
 def test_merging_is_associative_commutative_and_the_union(seeds: list[int]) -> None:
     (a, rows_a, cell_a), (b, rows_b, cell_b), (c, rows_c, cell_c) = map(random_moments, seeds)
