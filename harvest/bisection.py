@@ -7,13 +7,15 @@ MOST = 8
 
 
 def find_culprits(rows: Sequence[int], deaths: Callable[[Sequence[Sequence[int]]], Sequence[bool]]) -> list[int]:
-    """Rows that kill alone, of `rows`, which kill together; in order.
+    """Rows that kill alone, in order.
 
-    `deaths` tries groups of rows and says of each whether its worker died. Empty where no single row kills, and
-    where more than `MOST` groups kill at once.
+    `deaths` tries groups of rows and says of each whether its worker died. Nothing is taken as known: the rows' workers
+    may have died over another unit of their task. Empty where no single row kills, and where more than `MOST` groups
+    kill at once.
     """
     found: list[int] = []
-    killing = [list(rows)]
+    (died,) = deaths([rows])
+    killing = [list(rows)] if died else []
     while killing:
         found += [group[0] for group in killing if len(group) == 1]
         halves = [
