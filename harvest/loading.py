@@ -93,7 +93,7 @@ def load_model(
         if ref.adapter is not None:
             raise InputError(f"model {ref.name!r} has an adapter, and no model with an adapter can be streamed")
         options = {
-            "device_map": stream_map(_skeleton(ref), torch.device(place)),
+            "device_map": stream_map(skeleton(ref), torch.device(place)),
             "offload_folder": streamed_through,
         }
     with _quietly():
@@ -189,7 +189,7 @@ def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
 
     Modules that an adapter brings along are only known once it is loaded.
     """
-    decoder = _skeleton(ref)
+    decoder = skeleton(ref)
     for site in map(Site.parse, sites):
         if site.kind != "module" or ref.adapter is None:
             decoder.tap(site)
@@ -197,7 +197,7 @@ def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
         _check_adapter(ref, decoder.root)
 
 
-def _skeleton(ref: ModelRef) -> Decoder:
+def skeleton(ref: ModelRef) -> Decoder:
     """The model's modules without weights."""
     with _quietly(), torch.device("meta"):
         return find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from harvest.architecture import Tap, find_decoder
-from harvest.loading import load_config
+from harvest.architecture import Tap
+from harvest.loading import skeleton
 from store import ModelRef, Site
 
 
@@ -18,8 +17,7 @@ def site_widths(ref: ModelRef, sites: Sequence[str]) -> dict[str, int]:
     A `module:` path that names no linear layer is taken to be as wide as the residual stream. Raises InputError for a
     site that the architecture does not have.
     """
-    with torch.device("meta"):
-        decoder = find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))
+    decoder = skeleton(ref)
     residual = int(decoder.config.hidden_size)
     return {site: _width(decoder.tap(Site.parse(site)), Site.parse(site), residual) for site in dict.fromkeys(sites)}
 

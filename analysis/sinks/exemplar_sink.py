@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.sinks.scoring import prompt_extremes, sites_of, vector_digest
-from store.digest import digest_json
+from analysis.sinks.scoring import column_suffix, prompt_extremes, sites_of, vector_digest
 from store.direction import Direction
 from store.errors import InputError
 from store.sink import SinkBatch, SinkColumn
@@ -46,7 +45,7 @@ class ExemplarSink:
 
     @property
     def columns(self) -> Mapping[str, str]:
-        name = f"directions-{digest_json(self.settings())[:12]}"
+        name = column_suffix(self.settings())
         return {SCORES_PREFIX + name: "unit", PLACES_PREFIX + name: "unit"}
 
     def settings(self) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.sinks.scoring import prompt_extremes, sites_of, vector_digest
-from store.digest import digest_json
+from analysis.sinks.scoring import column_suffix, prompt_extremes, sites_of, vector_digest
 from store.direction import Direction
 from store.sink import SinkBatch, SinkColumn
 from store.unit import Unit
@@ -30,7 +29,7 @@ class ExtremesSink:
 
     @property
     def name(self) -> str:
-        return f"directions-{digest_json(self.settings())[:12]}"
+        return column_suffix(self.settings())
 
     @property
     def sites(self) -> tuple[str, ...]:

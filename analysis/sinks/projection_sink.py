@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.sinks.score_rows import ScoreRows, rows_kind
-from analysis.sinks.scoring import direction_scores, sites_of, vector_digest
-from store.digest import digest_json
+from analysis.sinks.scoring import column_suffix, direction_scores, sites_of, vector_digest
 from store.direction import Direction
 from store.sink import SinkBatch, SinkColumn
 from store.unit import Unit
@@ -35,7 +34,7 @@ class ProjectionSink:
 
     @property
     def columns(self) -> Mapping[str, str]:
-        return {f"projections.directions-{digest_json(self.settings())[:12]}": rows_kind(self.reduce)}
+        return {f"projections.{column_suffix(self.settings())}": rows_kind(self.reduce)}
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -8,11 +8,12 @@ prompt's last token is always scored.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from store.digest import sha256
+from store.digest import digest_json, sha256
 from store.direction import Direction
 from store.errors import InputError
 from store.sink import SinkBatch
@@ -31,6 +32,11 @@ class PromptExtremes:
     value: np.ndarray
     position: np.ndarray
     token_id: np.ndarray
+
+
+def column_suffix(settings: Mapping[str, Any]) -> str:
+    """What the columns of a sink of directions are called behind their kind: `directions-<digest of its settings>`."""
+    return f"directions-{digest_json(settings)[:12]}"
 
 
 def direction_scores(

@@ -175,35 +175,26 @@ def _store(run: RunFolder) -> list[Statement]:
     refused = [part for part in run.harvests if part.record.get("certificate") and not part.record["certificate"]["ok"]]
     uncertified = [part.name for part in refused if part.record["certificate"].get("left_out")]
     broken = [part.name for part in refused if part.name not in uncertified]
-    said = []
-    if incomplete:
-        said.append(
-            Statement(
-                figure="incomplete",
-                range=", ".join(incomplete),
-                tone="bad",
-                text="The store lacks cells: figures speak of what is there. Rerun the harvest, it resumes.",
-            )
-        )
-    if broken:
-        said.append(
-            Statement(
-                figure="exceeded",
-                range=", ".join(broken),
-                tone="bad",
-                text="The correctness certificate's bound is exceeded: do not trust these activations.",
-            )
-        )
-    if uncertified:
-        said.append(
-            Statement(
-                figure="not certified",
-                range=", ".join(uncertified),
-                tone="plain",
-                text="No prompt could be run again in float32: nothing is known of these activations' errors.",
-            )
-        )
-    return said
+    said = (
+        (
+            incomplete,
+            "incomplete",
+            "bad",
+            "The store lacks cells: figures speak of what is there. Rerun the harvest, it resumes.",
+        ),
+        (broken, "exceeded", "bad", "The correctness certificate's bound is exceeded: do not trust these activations."),
+        (
+            uncertified,
+            "not certified",
+            "plain",
+            "No prompt could be run again in float32: nothing is known of these activations' errors.",
+        ),
+    )
+    return [
+        Statement(figure=figure, range=", ".join(names), tone=tone, text=text)
+        for names, figure, tone, text in said
+        if names
+    ]
 
 
 def _bounds(record: dict[str, Any], *, as_percent: bool = False) -> str:

@@ -7,13 +7,11 @@ Deletes are never late here, and no two of them interleave: a receipt is deleted
 reaches the storage after the cell was computed again takes the new receipt with it. `verify` finds that.
 """
 
-import os
 from collections.abc import Callable
 from itertools import count
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import store.summary
 from store import DamageError, PromptSet, Store
@@ -23,6 +21,7 @@ from store.root import ROOT
 from store.unit import CHARACTERS_PER_UNIT
 from store.verify import verify_store
 from tests.faults.locations import FAULTS, FaultyLocation, Killed, MemoryLocation
+from tests.faults.schedules import run_schedules
 from tests.faults.test_schedules import COLUMN, MODELS, opened, publish_one
 from tests.store.summaries import told_by_receipts, told_by_summary
 
@@ -140,14 +139,4 @@ class History(RuleBasedStateMachine):
 
 def test_every_history_is_summarised_as_the_receipts_tell_it(monkeypatch) -> None:
     monkeypatch.setattr(store.summary, "FRESH_RECEIPTS", 1)
-    schedules = int(os.environ.get("THRESHER_SCHEDULES", "1000"))
-    run_state_machine_as_test(
-        History,
-        settings=settings(
-            max_examples=schedules,
-            stateful_step_count=8,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_schedules(History, steps=8)

@@ -5,14 +5,12 @@ receipt may ever change; and once the storm is over, a plain rerun must reach th
 THRESHER_SCHEDULES sets the number of schedules (`make chaos` runs more).
 """
 
-import os
 from itertools import count
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from store import ColumnSpec, ModelRef, PromptSet, Store, Unit
 from store.cell import decode_receipt
@@ -23,6 +21,7 @@ from store.root import ROOT
 from store.unit import CHARACTERS_PER_UNIT
 from store.verify import verify_store
 from tests.faults.locations import FAULTS, FaultyLocation, Killed, MemoryLocation
+from tests.faults.schedules import run_schedules
 from tests.store.factory import model_named
 
 COLUMN = ColumnSpec(name="resid_post.1", rows="prompt", settings={"site": "resid_post.1"})
@@ -132,14 +131,4 @@ class Storm(RuleBasedStateMachine):
 
 
 def test_every_schedule_ends_in_the_undisturbed_digest() -> None:
-    schedules = int(os.environ.get("THRESHER_SCHEDULES", "1000"))
-    run_state_machine_as_test(
-        Storm,
-        settings=settings(
-            max_examples=schedules,
-            stateful_step_count=6,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_schedules(Storm, steps=6)
