@@ -243,12 +243,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bars or advice of transformers: our own command line reports."""
+    """No progress bars or advice of transformers and what it imports: our own command line reports."""
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    for name in ("transformers", "accelerate"):
+    for name in ("transformers", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

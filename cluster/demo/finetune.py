@@ -71,9 +71,6 @@ def finetune(base: ModelRef, folder: Path, recipe: Recipe) -> dict[str, Any]:
 
     Returns finetune.json: recipe, base, seconds, and the loss of each step.
     """
-    # Imported here: peft is slow to import and only a first run needs it.
-    from peft import LoraConfig, get_peft_model
-
     made = folder / RECORD
     wanted = {"recipe": recipe.record(), "base": base.resolve().digest}
     if made.is_file():
@@ -84,6 +81,9 @@ def finetune(base: ModelRef, folder: Path, recipe: Recipe) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(base)
     model = load_model(base).model
+    # Imported here: peft is slow to import, only a first run needs it, and loading has told its imports to be quiet.
+    from peft import LoraConfig, get_peft_model
+
     kinds = _examples(model, tokenizer, recipe)
     adapter = LoraConfig(
         r=recipe.rank,
