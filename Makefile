@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-system chaos lint bench-harvest bench-store bench-probes simulate clean
+.PHONY: help setup demo test test-system chaos lint bench-harvest bench-store bench-weights bench-probes simulate clean
 
 bench-harvest: DATA ?= prompts
 
@@ -47,6 +47,9 @@ bench-harvest: $(READY)  ## tokens per second, next to the bare model; DATA=fold
 
 bench-store: $(READY)  ## writing and reading a store, next to what there is
 	$(BIN)/python bench/store_speed.py
+
+bench-weights: $(READY)  ## weight differences, next to full and randomized decompositions
+	$(BIN)/python bench/weights.py
 
 bench-probes: $(READY)  ## fitting probes, next to scikit-learn
 	$(BIN)/python bench/probes.py

@@ -3,7 +3,8 @@
 real tokens/s of `resid_post.15` of SmolLM2-135M-Instruct in bfloat16, over short instructions, maths and long
 dialogues in random order, a third each:
 
-bare          the cut backbone on full 16 × 256 batches, nothing saved: what the machine can do
+bare          the cut backbone on full 16 × 256 batches, nothing saved, as PyTorch runs it by itself; and the same with
+              tensors in huge pages, as thresher's workers have them
 disk          thresher, raw activations stored, checksummed and fsynced
 monitor       thresher, 200 directions projected, largest per prompt kept, nothing raw
 transformers  output_hidden_states=True, batches of 16, saved with NumPy; likewise nnsight and transformer_lens, which
@@ -14,8 +15,7 @@ shared, unshared   thresher on chat-templated short prompts with one system prom
 import argparse
 import json
 import math
-import os
-import platform
+import multiprocessing
 import random
 import shutil
 import statistics
@@ -26,14 +26,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 
 from analysis import ProjectionSink
 from harvest import NumericSettings, RawSink, load_model
 from harvest.gguf import unpacked
+from harvest.huge_pages import use_huge_pages
 from harvest.reader import Reader
 from harvest.worker import Job, UnitTask, Worker, column_settings
 from store import ColumnSpec, ModelRef, PromptSet, Sink, Store
@@ -94,20 +97,33 @@ def thresher(model: ModelRef, prompts: PromptSet, sink: Sink, settings: NumericS
     return run
 
 
-def bare(model: ModelRef) -> Callable[[], float]:
-    """The cut backbone alone, on what suits it best."""
+def bare(model: ModelRef, huge: bool) -> Callable[[], float]:
+    """The cut backbone alone, on what suits it best, in a process of its own that is asked for one rate at a time."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=serve_bare, args=(there, model, huge), daemon=True).start()
+
+    def run() -> float:
+        here.send(None)
+        return float(here.recv())
+
+    return run
+
+
+def serve_bare(pipe: Connection, model: ModelRef, huge: bool) -> None:
+    if huge:
+        use_huge_pages()
     reader = Reader(load_model(model), [SITE])
     reader.cut()
     ids = np.random.default_rng(0).integers(0, 49152, (16, 256))
     nothing = [np.zeros(0, np.int64)] * 16
-
-    def run() -> float:
+    reader.read(ids, nothing)
+    while True:
+        pipe.recv()
         started = time.perf_counter()
         for _ in range(16):
             reader.read(ids, nothing)
-        return 16 * ids.size / (time.perf_counter() - started)
-
-    return run
+        pipe.send(16 * ids.size / (time.perf_counter() - started))
 
 
 def peer(name: str, python: str, folder: Path, prompts: PromptSet) -> Callable[[], float]:
@@ -150,7 +166,8 @@ def main() -> None:
     alone = replace(settings, share_prefixes=False)
     few = mixed_prompts(options.data, options.peer_prompts)
     ways = {
-        "bare": bare(model),
+        "bare": bare(model, huge=False),
+        "bare, huge pages": bare(model, huge=True),
         "disk": thresher(model, prompts, raw, alone),
         "monitor": thresher(model, prompts, ProjectionSink(directions=directions, reduce="max"), alone),
         "unshared": thresher(model, templated, raw, alone),
@@ -168,11 +185,10 @@ def main() -> None:
 
     # The machine's speed drifts by more than what is to be seen: each way is compared with what ran right beside it.
     for _ in range(options.rounds):
-        before = measure("bare")
         for name in ("disk", "monitor"):
-            rate, after = measure(name), measure("bare")
-            ratios.setdefault(f"{name} / bare", []).append(2 * rate / (before + after))
-            before = after
+            for other in ("bare", "bare, huge pages"):
+                before, rate, after = measure(other), measure(name), measure(other)
+                ratios.setdefault(f"{name} / {other}", []).append(2 * rate / (before + after))
         unshared = measure("unshared")
         ratios.setdefault("shared / unshared", []).append(2 * measure("shared") / (unshared + measure("unshared")))
     for _ in range(options.peer_rounds):
@@ -180,16 +196,9 @@ def main() -> None:
             ratios.setdefault(f"disk / {name}", []).append(measure("disk") / measure(name))
     print(f"{machine()}, torch {torch.__version__}, {len(prompts)} prompts of {SITE}")
     for name, values in rates.items():
-        print(f"{name:<20}{statistics.median(values):>8,.0f} tokens/s   {min(values):,.0f} to {max(values):,.0f}")
+        print(f"{name:<22}{statistics.median(values):>8,.0f} tokens/s   {min(values):,.0f} to {max(values):,.0f}")
     for name, values in ratios.items():
-        print(f"{name:<24}{statistics.median(values):>6.2f}   {min(values):.2f} to {max(values):.2f}")
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    amx = any("amx_bf16" in line for line in lines)
-    return f"{names[0] if names else platform.machine()}{' with AMX' if amx else ''}, {os.cpu_count()} processors"
+        print(f"{name:<30}{statistics.median(values):>6.2f}   {min(values):.2f} to {max(values):.2f}")
 
 
 if __name__ == "__main__":

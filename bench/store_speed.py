@@ -26,6 +26,7 @@ import pyarrow.compute
 import tensorstore
 import torch
 import zarr
+from machine import machine
 
 from analysis.loader import ColumnLoader
 from harvest import harvest
@@ -286,7 +287,7 @@ def report(
         return rate(way, what) / rate(other, what)
 
     print(
-        f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}, "
+        f"{machine()}, Python {platform.python_version()}, "
         f"tensorstore {version('tensorstore')}, {options.rounds} rounds"
     )
     print(f"{raw / 1e6:,.0f} MB of residuals of SmolLM2, bfloat16\n")

@@ -3,7 +3,9 @@
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -19,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_KEPT = "thresher: {}; what was published is kept, and the same command goes on from there"
 
 
 @app.callback()
@@ -42,6 +47,14 @@ def main() -> None:
     """Runs the command line. Exit codes: 0 clean, 1 findings, 2 incomplete, 3 nothing to do, 4 input, 75 preempted."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    preempted = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal preempted
+        preempted = True
+        sys.exit(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         _register(sys.argv[1:])
         code = app(standalone_mode=False)
@@ -51,11 +64,19 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
-        err.print("thresher: stopped; what was published is kept, and the same command goes on from there")
+        err.print(_KEPT.format("stopped"), soft_wrap=True)
         sys.exit(130)
+    except SystemExit:
+        # Not told by its code: Ray makes another of one that is raised while it waits.
+        if not preempted:
+            raise
+        err.print(_KEPT.format("preempted"), soft_wrap=True)
+        sys.exit(75)
     except typer.TyperException as error:
         err.print(f"thresher: {error.format_message()} See 'thresher --help'.", markup=False, soft_wrap=True)
         sys.exit(4)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
 
 

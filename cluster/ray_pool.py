@@ -5,7 +5,9 @@ so a task whose worker died is simply given out again, a bounded number of times
 """
 
 import os
+import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,7 @@ class RayPool:
             "py_modules": [str(package_folder(package)) for package in PACKAGES],
             "excludes": ["__pycache__"],
         }
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(
             # RAY_ADDRESS is not followed: a cluster is named by --pool, where its token is asked for.
             address=self.address or "local",
@@ -90,6 +93,9 @@ class RayPool:
             include_dashboard=None if self.address else False,
             logging_level="error",
         )
+        # Ray's own handler of SIGTERM aborts the driver.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _actor_maker(workers: int) -> Callable[[], Any]:

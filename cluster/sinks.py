@@ -8,6 +8,7 @@ from pathlib import Path
 from analysis.probes.probe import load_probe
 from analysis.sinks import ExemplarSink, MomentsSink, ProbeSink, ProjectionSink, second_moments_bytes
 from harvest import Int8Sink, LogProbSink, count_layers
+from harvest.loading import skeleton
 from harvest.widths import site_widths
 from store import Direction, InputError, ModelRef, PromptSet, Sink, Store, ThresherError, expand_sites, load_directions
 
@@ -46,7 +47,7 @@ def build_sinks(options: SinkOptions, model: ModelRef, prompts: PromptSet) -> li
 
     Raises InputError for a label, a file or a site that cannot be used, and directions or probes of another model.
     """
-    sites = [] if options.sites is None else [str(site) for site in expand_sites(options.sites, count_layers(model))]
+    sites = [] if options.sites is None else [str(site) for site in skeleton(model).sites(options.sites)]
     sinks: list[Sink] = []
     if options.moments is not None:
         sinks += MomentsSink.of(
@@ -88,17 +89,22 @@ def second_moments_room(sinks: Sequence[Sink], model: ModelRef, prompts: PromptS
         * _units_missing(sink, model, prompts, store)
         for sink in asked
     )
-    if "://" not in store:
-        path = Path(store).expanduser().absolute()
-        place = next(folder for folder in (path, *path.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
-        if needed > free:
-            raise InputError(
-                f"the second moments take {needed / 1e9:,.1f} GB ({len(asked)} sites of this model, "
-                f"{len(asked[0].values)} values by {asked[0].folds} folds in each unit of prompts) and {place} has "
-                f"{free / 1e9:,.1f} GB free: ask for fewer sites or --folds 1, or leave --second-moments out"
-            )
+    free = free_bytes(store)
+    if free is not None and needed > free:
+        raise InputError(
+            f"the second moments take {needed / 1e9:,.1f} GB ({len(asked)} sites of this model, "
+            f"{len(asked[0].values)} values by {asked[0].folds} folds in each unit of prompts) and the disk of {store} "
+            f"has {free / 1e9:,.1f} GB free: ask for fewer sites or --folds 1, or leave --second-moments out"
+        )
     return needed
+
+
+def free_bytes(store: str) -> int | None:
+    """Free on the disk where the store is or would be; None for an object store."""
+    if "://" in store:
+        return None
+    path = Path(store).expanduser().absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
 def _units_missing(sink: MomentsSink, model: ModelRef, prompts: PromptSet, store: str) -> int:

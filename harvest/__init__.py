@@ -2,12 +2,14 @@
 
 from harvest.certificate import Certificate
 from harvest.encoding import ROLES, EncodedPrompt, encode
+from harvest.execution import Progress
 from harvest.generation import Sampling, generate
 from harvest.interventions import Intervention, intervene
 from harvest.loading import LoadedModel, count_layers, load_model, load_tokenizer
+from harvest.outcome import HarvestResult
 from harvest.raw_sink import RawSink
 from harvest.responses import respond
-from harvest.run import HarvestResult, Progress, harvest
+from harvest.run import harvest
 from harvest.settings import NumericSettings
 from harvest.token_sinks import Int8Sink, LogProbSink
 

@@ -17,14 +17,14 @@ by the names below. What a site is:
 | `module:path` | that module's output, its input with `@in`                                              |
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from store import Site
+from store import Site, expand_sites
 from store.errors import InputError
 
 # Names of a block's parts, the first that is there counts.
@@ -35,7 +35,8 @@ DOWN_PROJECTION = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"
 ROUTER = ("gate", "router")
 # The norm between attention and MLP. In a block with a norm after the MLP and none before it
 # (OLMo 2: `post_attention_layernorm` is on the attention's branch) there is no such norm.
-NORM_BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ffn_norm")
+NORM_RIGHT_BEFORE_MLP = ("pre_feedforward_layernorm", "pre_mlp_layernorm")
+NORM_BEFORE_MLP = (*NORM_RIGHT_BEFORE_MLP, "post_attention_layernorm", "ln_2", "ffn_norm")
 NORM_AFTER_MLP = ("post_feedforward_layernorm",)
 # Config flags of blocks whose attention and MLP read the same residual: there is nothing between them.
 PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn")
@@ -86,12 +87,33 @@ class Decoder:
             )
         return tap
 
+    def sites(self, patterns: str | Sequence[str]) -> list[Site]:
+        """Concrete sites in the order asked, each once; a `*` takes the blocks that have the place.
+
+        Raises InputError for an unknown kind, and for a layer or a head out of range.
+        """
+        n_heads = getattr(self.config, "num_attention_heads", None)
+        return expand_sites(patterns, self.n_layers, n_heads=n_heads, has=self._has)
+
+    def _has(self, site: Site) -> bool:
+        if site.kind != "module":
+            return _block_tap(self.blocks[int(site.layer or 0)], site, self.config) is not None
+        return self._module(str(site.path).removesuffix("@in")) is not None
+
+    def _module(self, path: str) -> nn.Module | None:
+        """The module of a path from the whole model, or from the backbone."""
+        found = _descend(self.root, path)
+        return _descend(self.backbone, path) if found is None else found
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention of a block, or the block itself where it has none."""
+        return _part(self.blocks[layer], ATTENTION) or self.blocks[layer]
+
     def _module_tap(self, path: str) -> Tap:
         name, side = (path[:-3], "in") if path.endswith("@in") else (path, "out")
-        for start in (self.root, self.backbone):
-            module = _descend(start, name)
-            if module is not None:
-                return Tap(module=module, side=side)
+        module = self._module(name)
+        if module is not None:
+            return Tap(module=module, side=side)
         parts = name.split(".")
         parent, depth = self.root, 0
         while depth < len(parts) and (child := _descend(parent, parts[depth])) is not None:
@@ -178,7 +200,7 @@ def _between(block: nn.Module, mlp: nn.Module | None, config: Any) -> nn.Module 
     """The module whose input is the residual between attention and MLP; None where the two are parallel."""
     if any(getattr(config, flag, False) for flag in PARALLEL_FLAGS):
         return None
-    if _part(block, NORM_AFTER_MLP) is not None and _part(block, NORM_BEFORE_MLP[:1]) is None:
+    if _part(block, NORM_AFTER_MLP) is not None and _part(block, NORM_RIGHT_BEFORE_MLP) is None:
         return mlp
     return _part(block, NORM_BEFORE_MLP)
 

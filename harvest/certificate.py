@@ -14,6 +14,7 @@ A model that does not fit into memory in float32 is streamed from its files (`ha
 """
 
 import copy
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -123,8 +124,9 @@ def certify(
 ) -> Certificate | None:
     """Re-runs `n_prompts` of the published prompts; None where no raw column is published.
 
-    The sample is spread evenly over the published units, so that it is the same for the same store; with a `seed` it
-    is drawn at random. What keeps the reference from running is told in `left_out`: the harvest stays what it is.
+    The sample is of prompts with rows in the store. Its units are spread evenly over the published ones and its prompts
+    drawn by the units' digests, so that it is the same for the same store; with a `seed` both are drawn by that. What
+    keeps the reference from running is told in `left_out`: the harvest stays what it is.
     """
     asked = [name for capture in captures for name in capture.names]
     raw = [sink for sink in job.sinks if isinstance(sink, RawSink) and sink.sites[0] in asked]
@@ -137,7 +139,7 @@ def certify(
         return None
     samples = _samples(store, job, captures[0], units, n_prompts, seed)
     if not samples:
-        return None
+        return Certificate(prompts=(), sites={}, left_out="none of the sampled units has a row in the store")
     try:
         return _measured(store, job, raw, samples)
     except InputError as error:
@@ -214,8 +216,9 @@ def _reference(job: Job) -> Iterator[tuple[LoadedModel, bool]]:
 
 def relative_errors(stored: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """‖stored − reference‖ / ‖reference‖ of every row [rows, width…], in float64."""
-    exact = reference.reshape(len(reference), -1).astype(np.float64)
-    given = stored.reshape(len(stored), -1).astype(np.float64)
+    width = math.prod(reference.shape[1:])  # not -1: there may be no rows
+    exact = reference.reshape(len(reference), width).astype(np.float64)
+    given = stored.reshape(len(stored), width).astype(np.float64)
     size = np.linalg.norm(exact, axis=1)
     with np.errstate(invalid="ignore"):  # a value that is not finite gives NaN, which is within no bound
         return np.linalg.norm(given - exact, axis=1) / np.where(size > 0, size, 1.0)
@@ -224,26 +227,27 @@ def relative_errors(stored: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def _samples(
     store: Store, job: Job, capture: Capture, units: Sequence[Unit], n: int, seed: int | None
 ) -> list[tuple[Unit, list[int]]]:
-    """Units, each with the rows to run again; quarantined prompts are not among them."""
-    random = None if seed is None else np.random.default_rng(seed)
-    chosen = _spread(len(units), n, random)
+    """Units, each with the rows to run again, of prompts that have rows in the store."""
+    if seed is None:
+        chosen = sorted({int(place) for place in np.linspace(0, len(units) - 1, min(n, len(units)))})
+    else:
+        chosen = _drawn(len(units), n, np.random.default_rng(seed))
     samples = []
     for turn, place in enumerate(chosen):
-        receipt = store.receipt(job.model.id, units[place], capture.id)
-        absent = {entry["prompt_id"] for entry in receipt.notes["quarantined"]} if receipt else set()
-        ids = store.unit_prompts(units[place]).column("prompt_id").to_pylist()
-        present = [row for row, prompt_id in enumerate(ids) if prompt_id not in absent]
+        unit = units[place]
+        receipt = store.receipt(job.model.id, unit, capture.id)
+        assert receipt is not None
+        present = np.unique(_selected(read_tokens(store.location, receipt)))
         share = n // len(chosen) + (turn < n % len(chosen))
-        rows = [present[row] for row in _spread(len(present), share, random)]
+        random = np.random.default_rng([int(unit.digest[:8], 16), *([] if seed is None else [seed])])
+        rows = present[_drawn(len(present), share, random)].tolist()
         if rows:
-            samples.append((units[place], rows))
+            samples.append((unit, rows))
     return samples
 
 
-def _spread(count: int, n: int, random: np.random.Generator | None) -> list[int]:
-    """At most `n` of `count` places in order, evenly spread or drawn."""
-    if random is None:
-        return sorted({int(place) for place in np.linspace(0, count - 1, min(n, count))})
+def _drawn(count: int, n: int, random: np.random.Generator) -> list[int]:
+    """At most `n` of `count` places, in order."""
     return sorted(random.choice(count, min(n, count), replace=False).tolist())
 
 

@@ -78,7 +78,16 @@ def _apply(tokenizer: Any, messages: Sequence[dict[str, str]], where: str) -> st
                 strftime_now=TEMPLATE_DATE.strftime,
             )
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    # A template is a program: what it can raise beside its own errors is what expressions can.
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(f"the chat template refuses {where}: {str(error).strip() or type(error).__name__}") from error
 
 

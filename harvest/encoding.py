@@ -59,7 +59,7 @@ def encode(
     """Tokenises the rows of a prompt table (columns as PromptSet has them).
 
     Raises InputError, naming the prompt, for one that gives no token, is longer than `context` without `truncate`,
-    has a span outside its text, or messages that the template refuses.
+    has a span outside its text, messages that the template refuses, or a response to an assistant's last word.
     """
     sources = [_source(tokenizer, row) for row in prompts.to_pylist()]
     bos = _own_bos(tokenizer)
@@ -102,6 +102,10 @@ def _source(tokenizer: Any, row: dict[str, Any]) -> _Source:
         )
     messages = list(row["messages"])
     if answer:
+        if messages[-1]["role"] == "assistant":
+            raise InputError(
+                f"{where} has a response, and its messages end with an assistant's already: take one of the two out"
+            )
         messages.append({"role": "assistant", "content": answer})
     chat = render_chat(tokenizer, messages, where=where)
     if spans and not chat.exact:
@@ -209,15 +213,15 @@ def _one_bos(prompt: EncodedPrompt, bos: int | None) -> EncodedPrompt:
     if bos is None:
         return prompt
     parts = ("ids", "role", "response", "span")
-    if len(prompt) > 1 and prompt.ids[0] == bos and prompt.ids[1] == bos:
-        return replace(prompt, **{part: getattr(prompt, part)[1:] for part in parts})
-    if not len(prompt) or prompt.ids[0] != bos:
+    others = np.flatnonzero(prompt.ids != bos)
+    leading = int(others[0]) if len(others) else len(prompt)
+    if leading == 0:
         front = {"ids": bos, "role": 0, "response": False, "span": False}
         return replace(
             prompt,
             **{part: np.insert(getattr(prompt, part), 0, front[part]) for part in parts},  # type: ignore[arg-type]
         )
-    return prompt
+    return replace(prompt, **{part: getattr(prompt, part)[leading - 1 :] for part in parts}) if leading > 1 else prompt
 
 
 def _fitted(prompt: EncodedPrompt, context: int | None, truncate: bool) -> EncodedPrompt:
@@ -234,13 +238,29 @@ def _fitted(prompt: EncodedPrompt, context: int | None, truncate: bool) -> Encod
     return replace(prompt, **parts, dropped=len(prompt) - context)
 
 
-def check_prompts(tokenizer: Any, units: Sequence[pa.Table], *, context: int | None, tokens: str) -> None:
-    """Refuses prompts that cannot be harvested, before anything is: too long, or without what `tokens` asks for.
+def check_prompts(
+    tokenizer: Any,
+    units: Sequence[pa.Table],
+    *,
+    context: int | None,
+    tokens: str,
+    truncate: bool = False,
+    vocabulary: int | None = None,
+) -> None:
+    """Refuses prompts that cannot be harvested, before anything is.
 
-    Only a prompt with more bytes than `context` can have more tokens, so only those are tokenised here.
+    What cannot: too long a prompt without `truncate`; one without what `tokens` asks for, or that loses it where it is
+    cut; a token that is not among the `vocabulary` rows of the model's embedding. Only a prompt with more bytes than
+    `context` can have more tokens, and only a tokenizer that knows more than `vocabulary` can give such a token: no
+    others are tokenised here.
     Raises InputError as `encode` does.
     """
+    # Imported here: selecting knows what encoding gives.
+    from harvest.selection import selected_tokens
+
     check_role(tokens)
+    unknown = vocabulary is not None and max(tokenizer.get_vocab().values()) >= vocabulary
+    cut = context is not None and (not truncate or tokens in ("response", "span"))
     for table in units:
         suspicious = []
         for row, prompt in enumerate(table.to_pylist()):
@@ -252,7 +272,15 @@ def check_prompts(tokenizer: Any, units: Sequence[pa.Table], *, context: int | N
                     "one, or choose other tokens"
                 )
             # Two tokens more than bytes: what a tokenizer adds at both ends.
-            if context is not None and len(source.text.encode()) + 2 > context:
+            if unknown or (cut and context is not None and len(source.text.encode()) + 2 > context):
                 suspicious.append(row)
-        if suspicious:
-            encode(tokenizer, table.take(suspicious), context=context)
+        rows = table.take(pa.array(suspicious, pa.int64()))
+        for encoded in encode(tokenizer, rows, context=context, truncate=truncate):
+            selected_tokens(encoded, tokens)
+            largest = int(encoded.ids.max())
+            if vocabulary is not None and largest >= vocabulary:
+                raise InputError(
+                    f"prompt {encoded.prompt_id!r} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number "
+                    f"{largest}, and the model's embedding ends at {vocabulary - 1}: leave the prompt out, or put the "
+                    "tokenizer that the model was trained with beside it"
+                )

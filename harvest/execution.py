@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harvest.bisection import find_culprits
+from harvest.watching import Watch
 from harvest.worker import Job, TrialTask, UnitResult, UnitTask, Worker
 from store import Capture, Pool, Store, Unit
 from store.errors import InputError
@@ -34,13 +35,21 @@ def run_units(
     once more with those quarantined. Raises InputError where a worker refuses its prompts.
     """
     make = functools.partial(Worker, job)
+    size = units_per_task(len(missing), pool.workers)
     total = sum(len(unit) for unit, _ in missing)
-    prompts = tokens = 0
+
+    def tell(prompts: int, read: int) -> None:
+        if progress is not None:
+            progress(Progress(prompts=prompts, total=total, tokens=read))
+
+    told = None if progress is None else tell
+    watch = Watch(store, job.model.id, missing, at_once=size * pool.workers, tell=told)
+    tokens = 0
     errors: dict[str, str] = {}
 
     def run(tasks: Sequence[UnitTask]) -> list[Missing]:
         """The units of tasks whose workers died, and that nobody published."""
-        nonlocal prompts, tokens
+        nonlocal tokens
         failed: list[Missing] = []
         for outcome in pool.run(make, tasks):
             result: UnitResult | None = outcome.result
@@ -50,13 +59,12 @@ def run_units(
                 continue
             if result.refused:
                 raise InputError(result.refused)
-            prompts, tokens = prompts + result.prompts, tokens + result.tokens
-            if progress is not None:
-                progress(Progress(prompts=prompts, total=total, tokens=tokens))
+            tokens += result.tokens
+            watch.finished([unit for unit, _ in outcome.task.units], result.prompts, result.tokens)
         return failed
 
-    size = units_per_task(len(missing), pool.workers)
-    failed = run([UnitTask(units=tuple(missing[start : start + size])) for start in range(0, len(missing), size)])
+    with watch:
+        failed = run([UnitTask(units=tuple(missing[start : start + size])) for start in range(0, len(missing), size)])
     again = []
     for unit, captures in failed:
         if all(store.receipt(job.model.id, unit, capture.id) is not None for capture in captures):

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from harvest.adapters import check_adapter_kind, check_fits, with_adapter
 from harvest.architecture import Decoder, find_decoder, n_layers_of
 from harvest.gguf import cache_folder, unpacked
 from harvest.streamed import stream_map
 from store import ModelRef, Site
-from store.errors import InputError
+from store.errors import InputError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ def load_model(
         torch.set_num_threads(threads)
     ref = _found_here(ref.resolve())
     ref.check_unchanged()
+    check_device(device)
     place = device if device is not None else default_device()
     folder = _folder(ref)
     options: dict[str, Any] = {"device_map": "auto"} if place == "auto" else {}
@@ -98,8 +100,9 @@ def load_model(
         }
     with _quietly():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
                 dtype=getattr(torch, ref.dtype),
                 attn_implementation=None if attention == "auto" else attention,
                 use_safetensors=True,
@@ -108,9 +111,10 @@ def load_model(
                 **options,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"model {ref.name!r} cannot be loaded: {_first_line(error)}") from error
+            raise InputError(f"model {ref.name!r} cannot be loaded: {first_line(error)}") from error
+        _check_whole(ref, found)
         if ref.adapter_folder:
-            model = _with_adapter(model, ref)
+            model = with_adapter(model, ref)
     if not options:
         model = model.to(place)
     ref.check_unchanged()
@@ -118,10 +122,31 @@ def load_model(
     return LoadedModel(ref=ref, model=model, decoder=find_decoder(model))
 
 
+def _check_whole(ref: ModelRef, found: Mapping[str, Any]) -> None:
+    """Raises InputError for weights that the files do not hold, or hold in another shape: they would be random."""
+    lacking = sorted(found["missing_keys"]) + sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(
+            f"the files of model {ref.name!r} lack {lacking[0]}{more}, or hold it in another shape than the config "
+            "says: fetch the checkpoint again"
+        )
+
+
 def _quantized(quantization: str) -> dict[str, Any]:
     if find_spec("bitsandbytes") is None:
         raise InputError(f"{quantization} weights need bitsandbytes: pip install 'thresher[quantized]'")
     return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantization}": True})}
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raises InputError for a device that is not here; None and `auto` leave the choice to others."""
+    if device is None or device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"there is no device {device!r} here ({first_line(error)}): use cpu, cuda or auto") from error
 
 
 def default_device() -> torch.device:
@@ -150,7 +175,7 @@ def _tokenizer(ref: ModelRef) -> Any:
         try:
             return AutoTokenizer.from_pretrained(_folder(ref), trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InputError(f"model {ref.name!r} has no usable tokenizer: {_first_line(error)}") from error
+            raise InputError(f"model {ref.name!r} has no usable tokenizer: {first_line(error)}") from error
 
 
 def load_config(ref: ModelRef) -> Any:
@@ -164,7 +189,7 @@ def _config(ref: ModelRef) -> Any:
         try:
             return AutoConfig.from_pretrained(_folder(ref), trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"model {ref.name!r} has no readable config: {_first_line(error)}") from error
+            raise InputError(f"model {ref.name!r} has no readable config: {first_line(error)}") from error
 
 
 def count_layers(ref: ModelRef) -> int:
@@ -181,7 +206,7 @@ def _folder(ref: ModelRef) -> str:
         try:
             return str(unpacked(ref))
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise InputError(f"{ref.name!r} cannot be unpacked into {cache_folder()}: {_first_line(error)}") from error
+            raise InputError(f"{ref.name!r} cannot be unpacked into {cache_folder()}: {first_line(error)}") from error
 
 
 def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
@@ -194,37 +219,14 @@ def check_sites(ref: ModelRef, sites: Sequence[str]) -> None:
         if site.kind != "module" or ref.adapter is None:
             decoder.tap(site)
     if ref.adapter_folder:
-        _check_adapter(ref, decoder.root)
+        check_adapter_kind(ref)
+        check_fits(ref, decoder.root)
 
 
 def skeleton(ref: ModelRef) -> Decoder:
     """The model's modules without weights."""
     with _quietly(), torch.device("meta"):
         return find_decoder(AutoModelForCausalLM.from_config(load_config(ref), trust_remote_code=False))
-
-
-def _check_adapter(ref: ModelRef, model: nn.Module) -> None:
-    """Raises InputError for a LoRA of modules that the model does not have, by the names of its tensors alone."""
-    known = {name for name, _ in model.named_modules()}
-    for file in ref.files:
-        if file.role == "adapter" and file.path.endswith(".safetensors"):
-            with safe_open(os.path.join(ref.adapter_folder, file.path), framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  it is no dict
-                    module = name.removeprefix("base_model.model.").split(".lora_")[0]
-                    if ".lora_" in name and module not in known:
-                        raise InputError(f"adapter {ref.adapter!r} does not fit {ref.name!r}: it has no {module}")
-
-
-def _with_adapter(model: nn.Module, ref: ModelRef) -> nn.Module:
-    from peft import PeftModel
-
-    try:
-        wrapped = PeftModel.from_pretrained(model, ref.adapter_folder, is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"adapter {ref.adapter!r} does not fit {ref.name!r}: {_first_line(error)}") from error
-    if not hasattr(wrapped.base_model, "model"):
-        raise InputError(f"adapter {ref.adapter!r} is no LoRA-like adapter: prompt tuning cannot be harvested")
-    return wrapped.get_base_model()
 
 
 def _found_here(ref: ModelRef) -> ModelRef:
@@ -235,10 +237,6 @@ def _found_here(ref: ModelRef) -> ModelRef:
     if here.digest != ref.digest:
         raise InputError(f"model {ref.name!r} is another one here ({here.id}) than where it was named ({ref.id})")
     return here
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

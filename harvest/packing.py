@@ -21,7 +21,15 @@ BACKEND = "thresher_packed"
 STEP = 16
 # What a model may hand over besides: it changes nothing here.
 HARMLESS = frozenset(
-    {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal", "position_embeddings"}
+    {
+        "position_ids",
+        "use_cache",
+        "cache_position",
+        "output_attentions",
+        "output_router_logits",
+        "is_causal",
+        "position_embeddings",
+    }
 )
 
 # Architectures (`model_type` of the text config) whose every attention goes through the interface, and which hand it
@@ -48,7 +56,7 @@ class Unpackable(Exception):
     """The model asks its attention for something that is not done over packed prompts."""
 
 
-def can_pack(config: Any, configs: Sequence[Any]) -> bool:
+def may_pack(config: Any, configs: Sequence[Any]) -> bool:
     """True for a text config whose architecture packs, with models whose attention backend is `sdpa`."""
     backends = {each._attn_implementation for each in configs}
     return config.model_type in ARCHITECTURES and backends <= {"sdpa"}
@@ -142,14 +150,16 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         rows = attended.transpose(1, 2).flatten(0, 1)
-        parts.append(rows if slots.back is None else rows.index_select(0, slots.back))
+        parts.append(rows if slots.back is None else rows.index_select(0, slots.back.to(rows.device)))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 def _cut(tensor: torch.Tensor, slots: Slots) -> torch.Tensor:
     """[times, heads, length, width] of [1, heads, n, width]. Rows are copied token by token, as they lie in memory."""
     rows = tensor[0].transpose(0, 1)
-    rows = rows[slots.start : slots.stop] if slots.gather is None else rows.index_select(0, slots.gather)
+    rows = (
+        rows[slots.start : slots.stop] if slots.gather is None else rows.index_select(0, slots.gather.to(rows.device))
+    )
     return rows.unflatten(0, (slots.times, slots.length)).transpose(1, 2)
 
 

@@ -1,11 +1,12 @@
 """Reads sites while the model runs: hooks, early stop, shared prefixes, and the cut after the last needed block.
 
-A first run on two tokens, before anything is harvested, shows which hooks fire, in which order and how often. From
-it follow the site that is reached last, where every later run stops, and the blocks that are never entered, which
+First runs on a few tokens, before anything is harvested, show which hooks fire, in which order and how often. From
+them follow the site that is reached last, where every later run stops, and the blocks that are never entered, which
 are dropped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +16,17 @@ import torch
 
 from harvest.architecture import Tap, tensor_of
 from harvest.head import Head
-from harvest.inputs import inputs_of, repeated, takes_prefix
+from harvest.inputs import inputs_of, repeated
 from harvest.layout import Layout, kept_rows
 from harvest.loading import LoadedModel
-from harvest.packing import attention_configs, can_pack, packed_backend
+from harvest.packing import attention_configs, packed_backend
 from store import Site
 from store.errors import InputError
 
 # Name under which the final hidden state is read where a sink asks for logits; no site is called that.
 FINAL = "@final"
-# Relative difference that half precision explains; a model that keeps another state is off by its whole size.
-SAME = 0.1
+# Tokens of the first runs. A module with as many heads as one of them has tokens shows itself in the other.
+TRACED = (2, 3)
 
 
 class _Enough(Exception):
@@ -51,6 +52,7 @@ class _Pass:
     layout  of the tokens in the batch
     rows    flat indices [k] of the kept tokens in the batch
     before  the same for the tokens before them, which predict them
+    entered, needed  in a trace: blocks entered so far, and when the last site was reached
     """
 
     layout: Layout
@@ -59,6 +61,11 @@ class _Pass:
     stop_at: str | None
     found: dict[str, torch.Tensor] = field(default_factory=dict)
     fired: list[str] = field(default_factory=list)
+    entered: int = 0
+    needed: int = 0
+
+    def enter(self, block: int, *_: Any) -> None:
+        self.entered = max(self.entered, block + 1)
 
 
 class Reader:
@@ -68,7 +75,7 @@ class Reader:
     logits  also read the final hidden state, so that `head` can make logits of it
 
     Raises InputError where the architecture has no such site, or a site's module runs never or more than once in a
-    pass (an activation function that all blocks share, say), naming it.
+    pass (an activation function that all blocks share, say), or gives no row per token, naming it.
     """
 
     def __init__(self, loaded: LoadedModel, sites: Sequence[str], *, logits: bool = False) -> None:
@@ -104,7 +111,7 @@ class Reader:
         prompts  each prompt's tokens, integers [n]
         keep     each prompt's positions to keep, integers, in order
         prefix   what all the prompts begin with; they have more tokens than it
-        packed   without padding, where `can_pack`
+        packed   without padding, where `harvest.ways` finds that the model can
 
         Gives site -> [k, width…], copies of their own, prompt by prompt in order of `keep`. FINAL has, for each
         kept token, the row of the token before it, which predicts it; the first token's is its own.
@@ -138,25 +145,6 @@ class Reader:
         self._run(inputs, state)
         return Prefix(length=len(tokens), found=state.found, cache=inputs["past_key_values"])
 
-    @property
-    def can_pack(self) -> bool:
-        """True where prompts can lie one behind the other without seeing each other."""
-        return self.entry is self.loaded.decoder.backbone and can_pack(self.loaded.decoder.config, self.configs)
-
-    @property
-    def can_share(self) -> bool:
-        """True where going on from a prefix's cache gives what one pass over all tokens gives."""
-        if not takes_prefix(self.entry):
-            return False
-        tokens, keep = np.arange(4), np.arange(2, 4)
-        whole = self.read([tokens], [keep])
-        after = self.read([tokens], [keep], prefix=self.read_prefix(tokens[:2]))
-        return all(
-            torch.linalg.vector_norm(after[site].float() - values.float())
-            <= SAME * torch.linalg.vector_norm(values.float())
-            for site, values in whole.items()
-        )
-
     def _pass(self, layout: Layout, rows: np.ndarray, before: np.ndarray) -> _Pass:
         device = self.loaded.device
         return _Pass(
@@ -167,44 +155,62 @@ class Reader:
         )
 
     def _trace(self) -> tuple[str | None, int, dict[str, torch.Tensor]]:
-        """The site reached last, the number of blocks entered until then, and two tokens' activations."""
-        layout = Layout(lengths=(2,), packed=False)
-        state = self._pass(layout, np.arange(2), np.arange(2))
-        entered: list[int] = []
-        reached: list[int] = []
-        with ExitStack() as hooks, torch.inference_mode():
-            for index, block in enumerate(self.loaded.decoder.blocks):
-                hook = block.register_forward_pre_hook(lambda *_, index=index: entered.append(index))
-                hooks.callback(hook.remove)
-            ids = torch.zeros((1, 2), dtype=torch.int64, device=self.loaded.device)
-            self._run(
-                inputs_of(self.entry, ids, layout),
-                state,
-                on_fire=lambda _: reached.append(max(entered, default=-1) + 1),
-            )
+        """The site reached last, the number of blocks entered until then, and a few tokens' activations."""
+        last, needed, found = None, len(self.loaded.decoder.blocks), {}
+        for tokens in TRACED:
+            layout = Layout(lengths=(tokens,), packed=False)
+            state = self._pass(layout, np.arange(tokens), np.arange(tokens))
+            with ExitStack() as hooks, torch.inference_mode():
+                for index, block in enumerate(self.loaded.decoder.blocks):
+                    hooks.callback(block.register_forward_pre_hook(functools.partial(state.enter, index)).remove)
+                branches = self._attention_outputs(hooks)
+                ids = torch.zeros((1, tokens), dtype=torch.int64, device=self.loaded.device)
+                self._run(inputs_of(self.entry, ids, layout), state)
+            self._check(state, branches)
+            if state.fired:
+                last, needed, found = state.fired[-1], state.needed, state.found
+        return last, needed, found
+
+    def _attention_outputs(self, hooks: ExitStack) -> dict[str, torch.Tensor]:
+        """What the attention of each `resid_mid` site's block gives, filled in by the next run."""
+        outputs: dict[str, torch.Tensor] = {}
+        for site in self.taps:
+            if site.startswith("resid_mid."):
+                attention = self.loaded.decoder.attention(int(Site.parse(site).layer or 0))
+
+                def keep(_: Any, __: Any, output: Any, site: str = site) -> None:
+                    outputs[site] = tensor_of(output)
+
+                hooks.callback(attention.register_forward_hook(keep).remove)
+        return outputs
+
+    def _check(self, state: _Pass, branches: Mapping[str, torch.Tensor]) -> None:
+        model = type(self.loaded.model).__name__
         for site in self.taps:
             times = state.fired.count(site)
             if times != 1:
                 raise InputError(
-                    f"site {site} is reached {times} times in one pass of {type(self.loaded.model).__name__}: "
-                    "name a module that runs exactly once"
+                    f"site {site} is reached {times} times in one pass of {model}: name a module that runs exactly once"
                 )
-        if not state.fired:
-            return None, len(self.loaded.decoder.blocks), {}
-        return state.fired[-1], reached[-1], state.found
+        for site, output in branches.items():
+            if torch.equal(state.found[site], output.flatten(0, 1)):
+                raise InputError(
+                    f"{model} has no place {site} that thresher knows: the norm found there is of the attention's "
+                    "output. Name the module instead, as module:dotted.path@in"
+                )
 
-    def _run(self, inputs: dict[str, Any], state: _Pass, on_fire: Callable[[str], None] = lambda site: None) -> None:
+    def _run(self, inputs: dict[str, Any], state: _Pass) -> None:
         with ExitStack() as hooks, packed_backend(self.configs) if state.layout.packed else nullcontext():
             for site, tap in self.taps.items():
-                hooks.callback(_attach(site, tap, state, on_fire).remove)
+                hooks.callback(_attach(site, tap, state).remove)
             with suppress(_Enough):
                 self.entry(**inputs)
 
 
-def _attach(site: str, tap: Tap, state: _Pass, on_fire: Callable[[str], None]) -> Any:
+def _attach(site: str, tap: Tap, state: _Pass) -> Any:
     def keep(value: Any) -> None:
         state.fired.append(site)
-        on_fire(site)
+        state.needed = state.entered
         state.found[site] = _rows(tensor_of(value), tap, state, site)
         if site == state.stop_at:
             raise _Enough
@@ -229,7 +235,8 @@ def _rows(value: torch.Tensor, tap: Tap, state: _Pass, site: str) -> torch.Tenso
             "only modules with one row per token can be harvested"
         )
     rows = state.before if site == FINAL else state.rows
-    kept = flat.index_select(0, rows)  # a copy: the module's own buffer may be used again
+    # A copy: the module's own buffer may be used again. A model spread over devices has its rows together on the first.
+    kept = flat.index_select(0, rows.to(flat.device)).to(rows.device)
     if tap.split:
         kept = kept.unflatten(-1, (tap.split, -1))
         return kept if tap.head is None else kept[:, tap.head].clone()

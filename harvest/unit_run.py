@@ -18,7 +18,7 @@ from harvest.prefixes import Group, plan_groups, short_context
 from harvest.reader import FINAL, Prefix, Reader
 from harvest.selection import selected_tokens
 from store import Sink, SinkBatch, SinkColumn, Unit
-from store.errors import InputError, ThresherError
+from store.errors import InputError, ThresherError, first_line
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -30,7 +30,7 @@ class Notes:
     quarantined  row of the unit -> reason
     halved       batches that did not fit into memory
     unshared     prefixes that could not be run on their own
-    nonfinite    site -> NaN and infinite values among the kept rows
+    nonfinite    site -> NaN and infinite values among the kept rows, as they are stored
     truncated    prompt id -> tokens cut off
     """
 
@@ -88,6 +88,9 @@ class UnitRun:
         self.share_prefixes = share_prefixes
         self.pack = pack
         self.prefix: Prefix | None = None
+        self.stored_as_half = {
+            site for sink in sinks if getattr(sink, "dtype", None) == "float16" for site in sink.sites
+        }
         self.nonfinite: dict[str, torch.Tensor | int] = {}
         self.notes = Notes(
             quarantined=dict(quarantined or {}),
@@ -122,35 +125,39 @@ class UnitRun:
         except ThresherError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                self._halve(rows, error)
-                return
-            self._quarantine_culprits(rows, error)
-            found = self._forward(rows)
-        self._give(rows, found)
+            reason, short = first_line(error), is_out_of_memory(error)
+        else:
+            self._give(rows, found)
+            return
+        # Only here is the error gone, and with it what the failed pass had in memory.
+        if short:
+            self._halve(rows, reason)
+        elif self._quarantine_culprits(rows):
+            self._run_batch(rows)
+        else:
+            self._give(rows, self._forward(rows))
 
-    def _halve(self, rows: list[int], error: Exception) -> None:
+    def _halve(self, rows: list[int], reason: str) -> None:
         self.notes.halved += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(rows) == 1:
-            self.notes.quarantined[rows[0]] = f"does not fit into memory alone: {first_line(error)}"
+            self.notes.quarantined[rows[0]] = f"does not fit into memory alone: {reason}"
             return
         middle = (len(rows) + 1) // 2
         self._run_batch(rows[:middle])
         self._run_batch(rows[middle:])
 
-    def _quarantine_culprits(self, rows: list[int], error: Exception) -> None:
-        """Finds the prompts of a failed batch that fail alone. Raises the batch's error where none does."""
-        culprits = {}
+    def _quarantine_culprits(self, rows: list[int]) -> bool:
+        """Finds the prompts of a failed batch that fail alone; False where none does that was not known."""
+        known = len(self.notes.quarantined)
         for row in rows:
-            try:
-                self._forward([row])
-            except Exception as alone:
-                culprits[row] = first_line(alone)
-        if not culprits.keys() - self.notes.quarantined.keys():
-            raise error
-        self.notes.quarantined |= culprits
+            if row not in self.notes.quarantined:
+                try:
+                    self._forward([row])
+                except Exception as alone:
+                    self.notes.quarantined[row] = first_line(alone)
+        return len(self.notes.quarantined) > known
 
     def _run_prefix(self, group: Group) -> Prefix | None:
         """The group's shared beginning, run once; None where there is none, or it cannot be run."""
@@ -191,8 +198,10 @@ class UnitRun:
             logits=None if final is None or head is None else lambda part: head.logits(final[part]),
         )
         for site, values in found.items():
+            # What float32 holds may be too large for the dtype it is stored in.
+            stored = values.half() if site in self.stored_as_half else values
             # Counted on the device: asking for the number would make the host wait for every batch.
-            self.nonfinite[site] = self.nonfinite.get(site, 0) + values.numel() - torch.isfinite(values).sum()
+            self.nonfinite[site] = self.nonfinite.get(site, 0) + stored.numel() - torch.isfinite(stored).sum()
         with torch.inference_mode():
             for sink in self.sinks:
                 sink.add(batch)
@@ -228,8 +237,5 @@ class UnitRun:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for what CUDA, and PyTorch's allocator on the host, raise when memory is short."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(said in str(error) for said in messages)

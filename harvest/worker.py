@@ -8,17 +8,23 @@ import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
 from harvest.encoding import EncodedPrompt, encode
+from harvest.huge_pages import use_huge_pages
 from harvest.loading import load_model, load_tokenizer
 from harvest.reader import Reader
 from harvest.settings import NumericSettings
 from harvest.unit_run import UnitColumns, UnitRun
+from harvest.ways import ways_of
 from store import Capture, ModelRef, Sink, Store, Unit
 from store.errors import InputError
+
+# Other versions of these may give other last bits: every receipt names them.
+SOFTWARE = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,7 @@ class Worker:
     """Made once per worker process; called with one task after the other."""
 
     def __init__(self, job: Job) -> None:
+        use_huge_pages()
         self.job = job
         self.store = Store.open(job.store_path)
         self.tokenizer = load_tokenizer(job.model)
@@ -87,9 +94,18 @@ class Worker:
             threads=job.settings.threads,
             quantization=job.settings.quantization,
         )
+        ways = ways_of(self.loaded)
+        self.share = job.settings.share_prefixes and ways.share
+        self.pack = job.settings.pack and ways.pack
+        self.made_with = {
+            **{name: version(name) for name in SOFTWARE},
+            "attention": self.loaded.decoder.config._attn_implementation,
+            "device": self.loaded.device.type,
+            "packed": self.pack,
+            "prefixes": self.share,
+        }
         self.reader = reader_for(self.loaded, job.sinks)
         self.reader.cut()
-        self.share = job.settings.share_prefixes and self.reader.can_share
 
     def __call__(self, task: UnitTask | TrialTask) -> UnitResult:
         """Runs and publishes the task's units; a trial publishes nothing.
@@ -111,6 +127,8 @@ class Worker:
                         reading = reader.submit(self._encoded, task.units[place + 1][0])
                     done = self._run(unit, captures, table, encoded, task.quarantined.get(unit.name))
                 except InputError as error:
+                    if writing is not None:
+                        writing.result()
                     return UnitResult(refused=str(error))
                 if writing is not None:
                     writing.result()
@@ -145,7 +163,7 @@ class Worker:
             tokens=self.job.tokens,
             budget=self.job.settings.token_budget,
             share_prefixes=self.share,
-            pack=self.job.settings.pack and reader.can_pack,
+            pack=self.pack,
             quarantined=quarantined,
         )
         return run.run(unit, table)
@@ -153,7 +171,8 @@ class Worker:
     def _publish(self, unit: Unit, captures: Sequence[Capture], done: UnitColumns) -> None:
         for capture in captures:
             columns = {name: done.columns[name].values for name in capture.names}
-            self.store.publish(self.job.model, unit, capture, columns, done.tokens, done.notes)
+            notes = {**done.notes, "made_with": self.made_with}
+            self.store.publish(self.job.model, unit, capture, columns, done.tokens, notes)
 
     def _reader_of(self, sinks: Sequence[Sink]) -> Reader:
         """The worker's reader, or a narrower one for a unit that lacks fewer columns than others."""

@@ -8,7 +8,8 @@ from store.site import split_patterns
 
 DTYPES = ("bfloat16", "float16", "float32")
 _TOKENS = re.compile(r"^(all|last|response|span|every:[1-9]\d*|role:[a-z]+)$")
-_REDUCE = re.compile(r"^(none|mean|max|last|ema(:0?\.\d+)?)$")
+# With 0 an average would stay at its first row for ever, and with 1 it is the last one.
+_REDUCE = re.compile(r"none|mean|max|last|ema(:0?\.[0-9]*[1-9][0-9]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class CaptureSpec:
 
     sites    site patterns, comma-separated or a sequence: `resid_post.*`, `resid_post.8-20`, `resid_post.-1`
     tokens   `all`, `last`, `response`, `span`, `every:k` or `role:user`
-    reduce   `none` (a row per token) or `mean`, `max`, `last`, `ema[:alpha]` (a row per prompt)
+    reduce   `none` (a row per token) or `mean`, `max`, `last`, `ema[:alpha]` with 0 < alpha < 1 (a row per prompt)
     dtype    stored dtype; None stores the model's own
 
     Raises InputError for a word that is none of these.
@@ -31,8 +32,11 @@ class CaptureSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", split_patterns(self.sites))
         check_tokens(self.tokens)
-        if not _REDUCE.match(self.reduce):
-            raise InputError(f"unknown reduction {self.reduce!r}: use none, mean, max, last or ema:ALPHA")
+        if not _REDUCE.fullmatch(self.reduce):
+            raise InputError(
+                f"unknown reduction {self.reduce!r}: use none, mean, max, last, ema, or ema:ALPHA with an ALPHA above "
+                "0 and below 1, e.g. ema:0.1"
+            )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}: use one of {', '.join(DTYPES)}")
 

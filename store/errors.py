@@ -27,3 +27,8 @@ class DamageError(ThresherError):
     """Something stored is not what was stored: a checksum, a size or a file is wrong."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -79,7 +79,7 @@ class LocalLocation:
                     return
 
     def kvstore(self, path: str) -> dict[str, Any]:
-        return {"driver": "file", "path": f"{self.root.absolute() / path}/"}
+        return {"driver": "file", "path": f"{os.path.abspath(self.root / path)}/"}
 
     def _make_folder(self, folder: Path) -> set[Path]:
         """Makes a folder with its parents; returns every folder whose entries have to be synced."""

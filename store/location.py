@@ -4,6 +4,7 @@ A location knows a few verbs. Everything the store promises rests on `create`: o
 succeeds, and every other is told so.
 """
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,8 @@ def locate(path: Path | str) -> Location:
         return S3Location.from_url(text)
     if "://" in text:
         raise InputError(f"{text!r} is no place for a store: give a path, or s3://BUCKET/PREFIX")
-    return LocalLocation(Path(text).expanduser().absolute())
+    # Not Path.absolute, which leaves `..` where it is: tensorstore takes no such path.
+    return LocalLocation(Path(os.path.abspath(Path(text).expanduser())))
 
 
 def is_probe(path: str) -> bool:

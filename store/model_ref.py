@@ -39,7 +39,10 @@ class ModelRef:
             raise InputError(f"unknown dtype {self.dtype!r}: use one of {', '.join(DTYPES)}")
 
     def resolve(self) -> "ModelRef":
-        """Finds and hashes the files. Raises InputError where the model is missing or may not be loaded."""
+        """Finds and hashes the files.
+
+        Raises InputError where the model is missing or may not be loaded, and for a revision of what is no hub id.
+        """
         if self.files:
             return self
         folder, gguf = _locate(self.name, self.revision, what="model")
@@ -109,6 +112,11 @@ class ModelRef:
 def _locate(name: str, revision: str | None, *, what: str) -> tuple[Path, str | None]:
     """The folder of a model and, for GGUF, the file in it. Hub ids go through the hub's own cache."""
     path = Path(name).expanduser()
+    if revision is not None and path.exists():
+        raise InputError(
+            f"{what} {name!r} is on this disk, and only models of the hub have revisions: leave revision "
+            f"{revision!r} out, or give the folder that holds it"
+        )
     if path.is_file() and path.suffix == ".gguf" and what == "model":
         return path.parent.absolute(), path.name
     if path.is_dir():

@@ -1,6 +1,7 @@
 """Prompt files as Arrow tables: JSONL, a JSON array, CSV, Parquet, a saved Hugging Face dataset."""
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -69,7 +70,10 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def table_of_rows(rows: list[dict[str, Any]], where: str) -> pa.Table:
-    """Rows as a table; where kinds of scalars are mixed they become text. Raises InputError where nested ones are."""
+    """Rows as a table; scalars of several kinds, and integers beyond 64 bits, become text.
+
+    Raises InputError, naming the row, where kinds of nested values are mixed.
+    """
     # from_pylist takes its columns from the first row alone: a column that begins later would be lost.
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
@@ -82,12 +86,24 @@ def table_of_rows(rows: list[dict[str, Any]], where: str) -> pa.Table:
             raise InputError(
                 f"row {row} of {where} has half of a surrogate pair in column {name!r}: that is no text, mend it"
             ) from error
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OverflowError) as error:
             if all(value is None or isinstance(value, (str, int, float, bool)) for value in values):
                 columns[name] = pa.array([None if value is None else str(value) for value in values])
             else:
-                raise InputError(f"column {name!r} of {where} mixes kinds of values: {error}") from error
+                row = bisect_left(range(len(values)), True, key=lambda last: not _one_kind(values[: last + 1]))
+                raise InputError(
+                    f"row {row} of {where} mixes kinds of values in column {name!r} ({error}): one column holds one "
+                    "kind, and the content of a message is one string"
+                ) from error
     return pa.table(columns)
+
+
+def _one_kind(values: list[Any]) -> bool:
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return False
+    return True
 
 
 def _encodable(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Prompt sets: an Arrow table of prompts in one canonical form."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,28 +185,48 @@ def _cast(table: pa.Table, name: str, kind: pa.DataType, where: str) -> pa.Table
             cast = pa.chunked_array([pa.array(_plain(column.to_pylist(), name, where), kind)])
         else:
             cast = column.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, KeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, OverflowError) as error:
         raise InputError(f"column {name!r} of {where} cannot be read as {kind}: {error}") from error
     return table.set_column(table.column_names.index(name), name, cast)
 
 
 def _plain(rows: list[Any], name: str, where: str) -> list[Any]:
-    """Messages with role and content only; spans with the message defaulting to 0."""
-    if name == "spans":
-        return [
-            [{"message": span.get("message") or 0, "start": span["start"], "end": span["end"]} for span in row or []]
-            for row in rows
-        ]
+    """Messages with role and content; spans with the message defaulting to 0."""
+    plain: Callable[[Any, str], dict[str, Any]] = _span if name == "spans" else _message
     for number, row in enumerate(rows):
-        for message in row if isinstance(row, list) else [row]:
-            if row is not None and not (isinstance(message, dict) and message.keys() >= {"role", "content"}):
-                raise InputError(
-                    f"row {number} of {where} has messages that are no list of {{role, content}}: {message!r:.80}"
-                )
+        if row is not None and not isinstance(row, list):
+            raise InputError(f"row {number} of {where} has {name} that are no list: {row!r:.80}")
     return [
-        None if row is None else [{"role": message["role"], "content": message["content"]} for message in row]
-        for row in rows
+        None if row is None else [plain(entry, f"row {number} of {where}") for entry in row]
+        for number, row in enumerate(rows)
     ]
+
+
+def _span(span: Any, where: str) -> dict[str, int]:
+    if isinstance(span, dict):
+        found: list[Any] = [span.get("message") or 0, span.get("start"), span.get("end")]
+        # Arrow makes floats of all numbers of a column where one of them is a float.
+        if all(type(number) in (int, float) and number % 1 == 0 for number in found):
+            return dict(zip(("message", "start", "end"), map(int, found), strict=True))
+    raise InputError(f"{where} has a span that is no {{message, start, end}} of whole numbers: {span!r:.80}")
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    if not (isinstance(message, dict) and message.keys() >= {"role", "content"}):
+        raise InputError(f"{where} has messages that are no list of {{role, content}}: {message!r:.80}")
+    if not isinstance(message["content"], str | None):
+        raise InputError(
+            f"{where} has a message whose content is no string: {message['content']!r:.80}; where it is a list of "
+            "parts, join their texts"
+        )
+    # Null and nothing are what files of other makers are full of.
+    more = message.keys() - {"role", "content"} - {key for key, value in message.items() if value in (None, "", [], {})}
+    if more:
+        raise InputError(
+            f"{where} has a message with {min(more)!r}, which the model would not see: write it into the message's "
+            "content, or take it out"
+        )
+    return {"role": message["role"], "content": message["content"]}
 
 
 def _check_ids(table: pa.Table, where: str) -> None:

@@ -17,6 +17,7 @@ from store.errors import IncompleteError, InputError
 from store.location import Location, is_probe, locate, prove_exclusive_create
 from store.model_ref import ModelRef
 from store.names import check_name
+from store.planned_location import PlannedLocation
 from store.prompt_batches import PromptBatch, append_prompts, read_batches, read_prompts
 from store.prompt_set import PromptSet
 from store.record import decode_record, encode_record
@@ -38,15 +39,15 @@ class Store:
 
         Raises InputError where `path` holds something else, other prompts or a newer format.
         """
-        location = locate(path)
-        if read_root(location) is None:
-            occupied = next((path for path in location.list("") if not is_probe(path)), None)
-            if occupied is not None and read_root(location) is None:
-                raise InputError(f"{path} is not a store and not empty (it holds {occupied}): give another folder")
-            prove_exclusive_create(location)
-            location.create("zarr.json", ROOT)
-        append_prompts(location, prompts)
-        return Store.open(path)
+        return Store._made(locate(path), prompts)
+
+    @staticmethod
+    def planned(path: Path | str, prompts: PromptSet) -> "Store":
+        """The store as `create` would leave it, and all that is then done to it, in memory: `path` stays as it is.
+
+        Raises InputError as `create` does.
+        """
+        return Store._made(PlannedLocation(base=locate(path)), prompts)
 
     @staticmethod
     def open(path: Path | str) -> "Store":
@@ -244,6 +245,19 @@ class Store:
         return _with_ids(rows, unit, self.prompts)
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _made(location: Location, prompts: PromptSet) -> "Store":
+        if read_root(location) is None:
+            occupied = next((path for path in location.list("") if not is_probe(path)), None)
+            if occupied is not None and read_root(location) is None:
+                raise InputError(
+                    f"{location.url} is not a store and not empty (it holds {occupied}): give another folder"
+                )
+            prove_exclusive_create(location)
+            location.create("zarr.json", ROOT)
+        append_prompts(location, prompts)
+        return Store(location, tuple(read_batches(location)))
 
     def _find(self, model: ModelRef | str, name: str) -> tuple[str, Capture]:
         captures = {capture.id: capture for capture in self.captures}

@@ -57,7 +57,7 @@ def export_store(
         raise InputError(f"unknown format {to!r}: use one of {', '.join(FORMATS)}")
     if context < 1:
         raise InputError(f"a context has at least one token, not {context}")
-    target = Path(folder).expanduser().absolute()
+    target = Path(os.path.abspath(Path(folder).expanduser()))
     chosen = _model(store, model)
     sources = [_source(store, chosen, name) for name in _names(store, chosen, columns)]
     asked = _asked(store, chosen, sources, to, context)

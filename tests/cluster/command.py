@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.app import main
+from cluster.app import app, main
 
 THRESHER = str(Path(sys.executable).parent / "thresher")
 
@@ -24,6 +24,9 @@ class Terminal:
 
     def run(self, *words: str | Path) -> int:
         self._capsys.readouterr()
+        # A process registers its commands once; here each run would find, and build, those of all runs before it.
+        app.registered_commands.clear()
+        app.registered_groups.clear()
         self._monkeypatch.setattr(sys, "argv", ["thresher", *map(str, words)])
         try:
             main()

@@ -1,5 +1,6 @@
 """Tokens, roles and spans against the tokenizer itself and hand-written expectations."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_text_is_tokenised_as_it_stands_with_the_tokenizers_own_special_tokens(t
     assert role(prompt, "text")[1:].all()
 
 
-@pytest.mark.parametrize("text", ["Paris", "<s>Paris", "<s>"])
+@pytest.mark.parametrize("text", ["Paris", "<s>Paris", "<s>", "<s><s> plus", "<s><s><s>"])
 def test_exactly_one_bos_for_text(tokenizer: Any, text: str) -> None:
     assert (one(tokenizer, {"text": text}).ids == tokenizer.bos_token_id).sum() == 1
 
@@ -229,3 +230,44 @@ def test_rows_of_text_and_of_messages_keep_their_order(tokenizer: Any) -> None:
         }
     )
     assert [prompt.prompt_id for prompt in encode(tokenizer, table)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("tokens", ["response", "span"])
+def test_a_cut_that_takes_away_what_is_asked_for_is_refused_before_anything_runs(tokenizer: Any, tokens: str) -> None:
+    text = "Paris is in France. " * 20
+    rows = [
+        {"prompt_id": "p6", "text": "a", "response": "b", "spans": [{"start": 0, "end": 1}]},
+        {"prompt_id": "p7", "text": text, "response": "b", "spans": [{"start": len(text) - 9, "end": len(text)}]},
+    ]
+    table = PromptSet.from_rows(rows).table
+    check_prompts(tokenizer, [table], context=16, truncate=True, tokens="all")
+    check_prompts(tokenizer, [table], context=1000, truncate=True, tokens=tokens)
+    with pytest.raises(InputError, match=f"'p7' has no {tokens} \\(or it was cut off\\)"):
+        check_prompts(tokenizer, [table], context=16, truncate=True, tokens=tokens)
+
+
+def test_a_token_beyond_the_embedding_is_named_before_anything_runs(tokenizer: Any) -> None:
+    larger = copy.deepcopy(tokenizer)
+    vocabulary = len(tokenizer)
+    larger.add_tokens(["<tool>"])
+    table = PromptSet.from_rows([{"prompt_id": "p6", "text": "a"}, {"prompt_id": "p7", "text": "a <tool> b"}]).table
+    with pytest.raises(InputError, match=f"'p7' has the token '<tool>', number {vocabulary}, .* {vocabulary - 1}"):
+        check_prompts(larger, [table], context=None, tokens="all", vocabulary=vocabulary)
+    # The larger tokenizer does no harm where no prompt has its tokens, and nor does a larger embedding.
+    check_prompts(larger, [table.slice(0, 1)], context=None, tokens="all", vocabulary=vocabulary)
+    check_prompts(larger, [table], context=None, tokens="all", vocabulary=vocabulary + 1)
+
+
+@pytest.mark.parametrize("expression", ["1 / 0", "10.0 ** 1000", "range(1000000)"])
+def test_a_template_that_cannot_be_computed_is_refused(expression: str) -> None:
+    tokenizer = characters()
+    tokenizer.chat_template = "{{ " + expression + " }}"
+    with pytest.raises(InputError, match="refuses prompt 'p7'"):
+        one(tokenizer, {"prompt_id": "p7", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+def test_a_response_to_an_assistant_s_last_word_is_refused(tokenizer: Any) -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(InputError, match="'p7' has a response, and its messages end with an assistant's"):
+        one(tokenizer, {"prompt_id": "p7", "messages": chat, "response": "b"})
+    assert one(tokenizer, {"messages": chat, "response": ""}).response.any()

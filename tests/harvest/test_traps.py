@@ -20,6 +20,7 @@ import transformers
 from harvest import NumericSettings, RawSink, harvest, load_model
 from harvest.layout import Layout
 from harvest.reader import Reader
+from harvest.ways import ways_of
 from store import CaptureSpec, ModelRef, PromptSet, SinkBatch, Store, Unit
 
 LENGTHS = (3, 9, 5)
@@ -50,7 +51,7 @@ def test_models_without_position_ids(save_tiny: Callable[[str], str], name: str,
 
 
 def test_a_recurrent_model_shares_no_prefix(save_tiny: Callable[[str], str]) -> None:
-    assert not Reader(load_model(ModelRef(save_tiny("mamba"), dtype="float32")), ["resid_post.1"]).can_share
+    assert not ways_of(load_model(ModelRef(save_tiny("mamba"), dtype="float32"))).share
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mistral"])

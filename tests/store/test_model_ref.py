@@ -104,3 +104,8 @@ def test_what_may_not_be_loaded_is_refused_by_name(folder: Path, harm, says: str
     harm(folder)
     with pytest.raises(InputError, match=says):
         ModelRef(str(folder)).resolve()
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    with pytest.raises(InputError, match="leave revision 'abc' out"):
+        ModelRef(str(folder), revision="abc").resolve()

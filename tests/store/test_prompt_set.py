@@ -72,6 +72,32 @@ def test_the_digest_is_blind_to_format_and_sees_every_value(tmp_path: Path) -> N
         ([{"messages": [{"role": "wizard", "content": "a"}]}], "wizard"),
         ([{"messages": [{"content": "a"}]}], "messages"),
         ([{"prompt_id": "", "text": "a"}], "empty prompt_id"),
+        ([{"text": "abc", "spans": [[0, 2]]}], "row 0 .* has a span that is no"),
+        (
+            [{"text": "abc", "spans": [{"start": 0, "end": 1}]}, {"text": "abc", "spans": [{"start": 0.5, "end": 2}]}],
+            "row 1 .* has a span that is no .* of whole numbers",
+        ),
+        ([{"text": "abc", "spans": [{"start": 0, "end": 10**30}]}], "row 0 .* in column 'spans'"),
+        ([{"text": "abc", "spans": [{"start": 0}]}], "row 0 .* has a span that is no"),
+        ([{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}], "row 0 .* join their texts"),
+        (
+            [
+                {"messages": [{"role": "user", "content": "a"}]},
+                {"messages": [{"role": "user", "content": [{"text": "a"}]}]},
+            ],
+            "row 1 .* content of a message is one string",
+        ),
+        (
+            [
+                {"messages": [{"role": "user", "content": "a"}]},
+                {"messages": [{"role": "tool", "content": "3", "name": "f"}]},
+            ],
+            "row 1 .* 'name', which the model would not",
+        ),
+        (
+            [{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]}],
+            "row 0 .* 'tool_calls', which the model would not",
+        ),
     ],
 )
 def test_what_is_no_prompt_is_named(rows: list[dict[str, object]], says: str) -> None:
@@ -102,3 +128,20 @@ def test_text_or_messages_not_both(tmp_path: Path) -> None:
         PromptSet.from_rows([row])
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     assert "messages" not in PromptSet.read(tmp_path / "a.jsonl", text="text").table.column_names
+
+
+def test_keys_of_messages_that_hold_nothing_are_as_if_they_were_not_there() -> None:
+    plain = PromptSet.from_rows([{"messages": [{"role": "user", "content": "a"}]}])
+    empty = PromptSet.from_rows([{"messages": [{"role": "user", "content": "a", "name": None, "tool_calls": []}]}])
+    assert empty.digest == plain.digest
+    # As it was when other keys were left out without a word.
+    assert plain.digest == "ea8aa41567ae37f01c5c06af2f108eb3706a3c5418e3722e23d1a6621edab1ac"
+
+
+def test_whole_numbers_of_any_size_and_form_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "abc", "label": 123456789012345678901234567890, "spans": [{"start": 0.0, "end": 2}]}'
+    )
+    prompts = PromptSet.read(tmp_path / "a.jsonl")
+    assert prompts.table.column("label").to_pylist() == ["123456789012345678901234567890"]
+    assert prompts.table.column("spans").to_pylist() == [[{"message": 0, "start": 0, "end": 2}]]

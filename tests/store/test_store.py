@@ -39,6 +39,16 @@ def test_column_reads_what_was_published(tmp_path: Path) -> None:
         column[2400]
 
 
+def test_a_path_may_lead_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tensorstore takes no path with `..` in it."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    store, model = filled_store(Path("../s"))
+    assert store.path == str(tmp_path / "s")
+    assert np.array_equal(store.column(model, "scores.m")[:], expected(store, model, "scores.m"))
+    assert len(Store.open(tmp_path / "work" / ".." / "s").column(model, "resid_post.1")[:]) == 2400
+
+
 def test_tokens_align_with_rows(tmp_path: Path) -> None:
     store, model = filled_store(tmp_path / "s")
     tokens = store.tokens(model, "resid_post.1")
