@@ -80,7 +80,7 @@ class ColumnLoader:
     ) -> None:
         if column.rows == "unit":
             raise InputError(f"column {column.name!r} speaks of whole units: it has no rows to load")
-        if batch_rows < 1 or not 0 <= rank < world:
+        if not isinstance(batch_rows, int) or batch_rows < 1 or not 0 <= rank < world:
             raise InputError(
                 f"batch_rows is {batch_rows}, rank {rank} of {world}: need at least 1, and 0 <= rank < world"
             )
@@ -95,6 +95,7 @@ class ColumnLoader:
         self.group_bytes = group_bytes
         self.epoch = 0
         self.batches = 0
+        self._iteration = 0
 
     def __len__(self) -> int:
         """Batches of this rank in the present epoch."""
@@ -104,6 +105,8 @@ class ColumnLoader:
         return -(-_rows_in(shares[self.rank]) // self.batch_rows)
 
     def __iter__(self) -> Iterator[Batch]:
+        self._iteration += 1
+        mine = self._iteration
         groups = self._groups(self.epoch)
         total, skip = len(self), self.batches * self.batch_rows
         while groups and skip >= groups[0].size:
@@ -122,6 +125,8 @@ class ColumnLoader:
                     # Counted before it is handed out: a state asked for while the batch is used does not repeat it.
                     self.batches += 1
                     yield _join(pieces)
+                    if mine != self._iteration:
+                        raise InputError("this loader was iterated anew: one epoch runs at a time, make another loader")
                     pieces, wanted = [], self.batch_rows
             if self.batches == total:
                 break
@@ -141,7 +146,11 @@ class ColumnLoader:
                 "this loader state belongs to another column, seed, batch size, group size, rank or world: make the "
                 "loader as it was made then, or start a new epoch without the state"
             )
-        self.epoch, self.batches = int(state["epoch"]), int(state["batches"])
+        epoch, batches = int(state["epoch"]), int(state["batches"])
+        self.epoch = epoch
+        if epoch < 0 or not 0 <= batches <= len(self):
+            raise InputError(f"there is no batch {batches} of epoch {epoch}: this is no state that a loader gave")
+        self.batches = batches
 
     def _order(self, group: "_Group") -> np.ndarray:
         """The order in which a group's rows are handed out."""

@@ -119,7 +119,10 @@ def serve_bare(pipe: Connection, model: ModelRef, huge: bool) -> None:
     nothing = [np.zeros(0, np.int64)] * 16
     reader.read(ids, nothing)
     while True:
-        pipe.recv()
+        try:
+            pipe.recv()
+        except EOFError:  # all is measured
+            return
         started = time.perf_counter()
         for _ in range(16):
             reader.read(ids, nothing)

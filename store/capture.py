@@ -15,6 +15,8 @@ from store.location import Location
 from store.record import decode_record, encode_record
 from store.sink import ROWS
 
+# Files that every cell has.
+TAKEN = ("tokens.parquet", "zarr.json")
 _FILE = re.compile(r"^captures/(\d{4,})\.json$")
 
 
@@ -33,7 +35,8 @@ class ColumnSpec:
     @property
     def path(self) -> str:
         """Folder of its array in a cell."""
-        return self.name if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name) else f"column-{self.key[:16]}"
+        safe = re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name) and self.name not in TAKEN
+        return self.name if safe else f"column-{self.key[:16]}"
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -75,7 +78,7 @@ def register_captures(location: Location, columns: list[ColumnSpec]) -> list[Cap
         if not fresh:
             wanted = {column.name for column in columns}
             return [capture for capture in captures if wanted & set(capture.names)]
-        number = max((int(capture.id) for capture in captures), default=0) + 1
+        number = max((*(int(capture.id) for capture in captures), *_numbers_wanted(location)), default=0) + 1
         record = {
             "format": 1,
             "columns": [{"name": c.name, "rows": c.rows, "settings": dict(c.settings), "key": c.key} for c in fresh],
@@ -92,6 +95,13 @@ def withdraw_capture(location: Location, capture_id: str) -> None:
 def _numbers(location: Location) -> Iterator[int]:
     for path in location.list("captures"):
         if match := _FILE.match(path):
+            yield int(match[1])
+
+
+def _numbers_wanted(location: Location) -> Iterator[int]:
+    """Of captures that models were asked for: a number whose record is lost is not given to other columns."""
+    for path in location.list("models"):
+        if match := re.fullmatch(r"models/[^/]+/(\d{4,})\.json", path):
             yield int(match[1])
 
 

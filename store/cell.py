@@ -19,8 +19,9 @@ import pyarrow.parquet
 from store.arrays import encode_array
 from store.capture import Capture
 from store.digest import digest_tokens, sha256
-from store.errors import DamageError
+from store.errors import DamageError, IncompleteError, InputError
 from store.location import Location
+from store.marks import mark_of
 from store.record import decode_record, encode_record
 from store.shard import EncodedFile
 from store.unit import Unit
@@ -83,7 +84,8 @@ def read_receipt(location: Location, model: str, unit: str, capture: str) -> Rec
 def decode_receipt(data: bytes, where: str, path: str) -> Receipt:
     """Raises DamageError for a receipt that is altered or lies in another cell's place."""
     record = decode_record(data, where)
-    record.pop("format")
+    if record.pop("format") != 1:
+        raise InputError(f"{where} was written by a newer thresher: update this one")
     receipt = Receipt(
         **{
             **record,
@@ -92,6 +94,10 @@ def decode_receipt(data: bytes, where: str, path: str) -> Receipt:
             },
         },
     )
+    # Its paths are read, and deleted: none may lead out of its attempt.
+    inside = [receipt.attempt, *receipt.files, *(column.path for column in receipt.columns.values())]
+    if "/" in receipt.attempt or any(set(path.split("/")) & {"", ".", ".."} for path in inside):
+        raise DamageError(f"{where} names files outside of its cell: run 'thresher verify STORE --repair'")
     if receipt_path(receipt.model, receipt.unit, receipt.capture) != path:
         raise DamageError(f"{where} is the receipt of another cell: run 'thresher verify STORE --repair'")
     return receipt
@@ -160,6 +166,13 @@ def publish_cell(
     published = read_receipt(location, model, unit.name, capture.id)
     if published is None:
         raise DamageError(f"the receipt of {folder} vanished while it was published: run the harvest again")
+    if published.attempt == attempt and location.present([mark_of(attempt)]):
+        # `gc` took this attempt for one that was given up, and marked it before it looked for its receipt.
+        location.delete(receipt_path(model, unit.name, capture.id))
+        raise IncompleteError(
+            f"{location.url}/{folder} was removed by 'thresher gc' while it was written: run the same command again, "
+            "and give gc a longer --older-than"
+        )
     return published
 
 

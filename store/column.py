@@ -53,11 +53,15 @@ class Column:
         return f"Column({self.name!r}, shape={self.shape}, dtype={self.dtype.name}, units={len(self.receipts)})"
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Rows by integer, slice, boolean mask or integer array, then numpy's rules for what follows a comma."""
-        rows, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
+        """Rows by integer, slice, boolean mask or integers, then numpy's rules for what follows a comma.
+
+        Raises IndexError for rows that are not there, and for what numpy would take and this does not: rows by more
+        than one axis of integers, and new axes.
+        """
+        rows, *rest = (index or (Ellipsis,)) if isinstance(index, tuple) else (index,)
         if rows is Ellipsis:
-            rows, rest = slice(None), (Ellipsis, *rest)
-        if isinstance(rows, (int, np.integer)):
+            rows, rest = slice(None), [Ellipsis, *rest]
+        if isinstance(rows, (int, np.integer)) and not isinstance(rows, (bool, np.bool_)):
             position = int(rows) + len(self) if rows < 0 else int(rows)
             if not 0 <= position < len(self):
                 raise IndexError(f"row {rows} is out of range for {len(self)} rows of {self.name!r}")
@@ -66,7 +70,11 @@ class Column:
         if isinstance(rows, slice):
             values = self._slice(*rows.indices(len(self)))
         else:
-            values = self._gather(self._positions(np.asarray(rows)))
+            positions = self._positions(np.asarray(rows))
+            values = self._gather(positions)
+            # Lists behind the comma go with the rows one to one, as numpy has them.
+            if any(isinstance(each, (list, np.ndarray)) for each in rest):
+                return np.asarray(values[(np.arange(len(positions)), *rest)])
         return np.asarray(values[(slice(None), *rest)] if rest else values)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -74,7 +82,12 @@ class Column:
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def batches(self, rows: int) -> Iterator[np.ndarray]:
-        """All rows in order, `rows` at a time; the last batch may be shorter. Holds one batch at a time."""
+        """All rows in order, `rows` at a time; the last batch may be shorter. Holds one batch at a time.
+
+        Raises InputError for fewer than one.
+        """
+        if rows < 1:
+            raise InputError(f"{rows} rows make no batch: ask for at least 1")
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
@@ -131,8 +144,11 @@ class Column:
             if index.shape != (len(self),):
                 raise IndexError(f"the mask has shape {index.shape}, the column {len(self)} rows")
             return np.flatnonzero(index)
-        if index.size == 0:
+        if index.size == 0 and index.ndim == 1:
             return index.astype(np.int64)
+        if index.dtype.kind not in "iu" or index.ndim != 1:
+            raise IndexError(f"rows of {self.name!r} are chosen by integers, a slice, or a mask, each of one dimension")
+        index = index.astype(np.int64)
         positions = np.where(index < 0, index + len(self), index)
         if positions.min() < 0 or positions.max() >= len(self):
             raise IndexError(f"rows {index.min()} to {index.max()} go beyond {len(self)} rows of {self.name!r}")

@@ -132,15 +132,21 @@ def _checked(tokens: pa.Table, prompts: int) -> pa.Table:
         raise InputError(
             f"the token table lacks {', '.join(lacking)}: its columns are {', '.join(tokens.column_names)}"
         )
-    try:
-        prompt, position, token_id = (tokens.column(name).to_numpy().astype(np.int64) for name in _INTEGERS)
-    except (TypeError, ValueError, pa.ArrowInvalid) as error:
-        raise InputError(f"{', '.join(_INTEGERS)} of the token table are to be integers without gaps") from error
+    for name in _INTEGERS:
+        column = tokens.column(name)
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise InputError(f"{name} of the token table has to be integers without gaps, not {column.type}")
+    prompt, position, token_id = (tokens.column(name).to_numpy().astype(np.int64) for name in _INTEGERS)
+    for name, values in (("position", position), ("token_id", token_id)):
+        if values.size and (values.min() < (0 if name == "position" else -1) or values.max() >= 1 << 31):
+            raise InputError(f"{name} of the token table goes from {values.min()} to {values.max()}: that is no {name}")
     if prompt.size and (prompt.min() < 0 or prompt.max() >= prompts):
         raise InputError(f"the token table speaks of prompts {prompt.min()} to {prompt.max()}: there are {prompts}")
     step, within = np.diff(prompt), np.diff(position)
     if (step < 0).any() or (within[step == 0] <= 0).any():
         raise InputError("the token table is not in order: prompts ascend, and positions within each prompt")
+    if "role" in tokens.column_names and tokens.column("role").null_count:
+        raise InputError("role of the token table has gaps: give every token one, or leave the column out")
     role = tokens.column("role").to_pylist() if "role" in tokens.column_names else ["unknown"] * tokens.num_rows
     return _table(prompt, position, token_id, role)
 

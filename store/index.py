@@ -19,9 +19,9 @@ from store.digest import sha256
 from store.errors import ThresherError
 from store.index_rows import IndexRows
 from store.location import Location
+from store.marks import MARKS, mark_of
 
 SEGMENT = re.compile(r"^index/([0-9a-f]{64})\.safetensors$")
-MARKS = "index/withdrawn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +87,10 @@ def replace_segments(location: Location, rows: IndexRows, old: Iterable[str]) ->
         return
 
 
-def mark_withdrawn(location: Location, attempts: Iterable[str]) -> None:
-    """Rows of these attempts count no more, nor will any that is still being written. Durable when it returns."""
-    for attempt in attempts:
-        location.create(f"{MARKS}/{attempt}", b"")
-
-
 def marks_without_use(index: Index) -> list[str]:
     """Paths of marks whose attempt is in no segment."""
     held = {attempt.decode() for rows in index.segments.values() for attempt in rows.attempt.tolist()}
-    return [f"{MARKS}/{attempt}" for attempt in sorted(index.marked - held)]
+    return [mark_of(attempt) for attempt in sorted(index.marked - held)]
 
 
 def _marked(paths: Iterable[str]) -> frozenset[str]:

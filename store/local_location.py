@@ -3,13 +3,13 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import IncompleteError, InputError
+from store.errors import DamageError, IncompleteError, InputError
 
 
 @dataclass(frozen=True)
@@ -23,50 +23,44 @@ class LocalLocation:
         return str(self.root)
 
     def write(self, files: dict[str, bytes]) -> None:
-        with _explained(self.root):
+        with _written(self.root):
             folders: set[Path] = set()
             for path, data in files.items():
-                target = self.root / path
-                folders |= self._make_folder(target.parent)
-                self._write_durably(target, data)
+                folders |= self._in_folder(self.root / path, data, self._replace) or set()
             for folder in folders:
                 _sync_folder(folder)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _explained(self.root):
-            target = self.root / path
-            folders = self._make_folder(target.parent)
-            partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-            try:
-                self._write_durably(partial, data)
-                os.link(partial, target)
-            except FileExistsError:
-                return False
-            finally:
-                partial.unlink(missing_ok=True)
-            for folder in folders:
+        with _written(self.root):
+            folders = self._in_folder(self.root / path, data, self._link)
+            for folder in folders or ():
                 _sync_folder(folder)
-            return True
+            return folders is not None
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with _read(self.root, path):
+            return (self.root / path).read_bytes()
 
     def list(self, prefix: str) -> Iterator[str]:
-        for folder, folders, files in os.walk(self.root / prefix):
-            folders.sort()
-            relative = Path(folder).relative_to(self.root)
-            yield from ((relative / name).as_posix() for name in sorted(files) if not name.endswith(".partial"))
+        # A folder that cannot be listed is not empty: what is in it would count as missing, and as garbage.
+        with _read(self.root, prefix):
+            for folder, folders, files in os.walk(self.root / prefix, onerror=_raise_unless_gone):
+                folders.sort()
+                relative = Path(folder).relative_to(self.root)
+                # Hidden: files being written, and what file systems and desktops leave.
+                yield from ((relative / name).as_posix() for name in sorted(files) if not name.startswith("."))
 
     def present(self, paths: Sequence[str]) -> Sequence[str]:
         # Not by listing: a store in the making has as many folders as cells.
-        return [path for path in paths if os.path.exists(f"{self.root}/{path}")]
+        return [path for path in paths if self._is_there(path)]
 
     def modified(self, path: str) -> float:
-        return (self.root / path).stat().st_mtime
+        with _read(self.root, path):
+            return (self.root / path).stat().st_mtime
 
     def delete(self, path: str) -> None:
         target = self.root / path
-        with _explained(self.root):
+        with _written(self.root):
             try:
                 target.unlink()
             except FileNotFoundError:
@@ -91,16 +85,59 @@ class LocalLocation:
             made.mkdir(parents=True, exist_ok=True)
         return touched
 
+    def _is_there(self, path: str) -> bool:
+        with _read(self.root, path):
+            try:
+                (self.root / path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def _in_folder(self, target: Path, data: bytes, publish: Callable[[Path, Path], bool]) -> set[Path] | None:
+        """Writes beside the target, durably, and publishes; returns the folders whose entries have to be synced.
+
+        None where `publish` was refused. A folder may be removed by a deletion that found it empty: it is made again.
+        """
+        for left in range(100, -1, -1):
+            partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+            try:
+                folders = self._make_folder(target.parent)
+                with partial.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return folders if publish(partial, target) else None
+            except (FileNotFoundError, FileExistsError):  # the latter of a folder that was there for a moment
+                if not left:
+                    raise
+            finally:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    partial.unlink()
+        raise AssertionError
+
     @staticmethod
-    def _write_durably(path: Path, data: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    def _replace(partial: Path, target: Path) -> bool:
+        # What was there stays whole until the very end: a reader, or a crash, never meets half of a file.
+        partial.replace(target)
+        return True
+
+    def _link(self, partial: Path, target: Path) -> bool:
+        try:
+            os.link(partial, target)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                raise InputError(f"the file system of {self.root} has no hard links: choose another one") from error
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # a deletion found it empty: what it held is deleted as well
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -115,12 +152,34 @@ _STOPPERS = {
     errno.EPERM: "permission was refused: restore it",
     errno.EROFS: "the file system is read-only: remount it",
     errno.EMFILE: "too many files are open: raise 'ulimit -n'",
+    errno.ENFILE: "too many files are open on this machine: close some",
+    errno.ESTALE: "the file server lost track of a file: wait until it answers",
+    errno.ETIMEDOUT: "the file server does not answer: wait until it does",
 }
 
 
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
 @contextmanager
-def _explained(root: Path) -> Iterator[None]:
-    """Turns what a disk can do to us into a line for people; what was published stays as it is."""
+def _read(root: Path, path: str) -> Iterator[None]:
+    """Reading: what is not there is told as it is; a disk's own error is damage; the rest may pass."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            raise
+        if error.errno in (errno.EIO, errno.EBADMSG):
+            raise DamageError(f"{root}/{path} cannot be read ({error.strerror}): check the disk") from error
+        reason = _STOPPERS.get(error.errno or 0, f"{error.strerror}: mend that")
+        raise IncompleteError(f"cannot read {root}/{path}: {reason} and run the same command again") from error
+
+
+@contextmanager
+def _written(root: Path) -> Iterator[None]:
+    """Writing: turns what a disk can do to us into a line for people; what was published stays as it is."""
     try:
         yield
     except OSError as error:

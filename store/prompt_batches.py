@@ -61,14 +61,15 @@ def append_prompts(location: Location, prompts: PromptSet) -> None:
         data = _encode(fresh, units)
         digest = sha256(data)
         file = f"prompts/{digest[:16]}.parquet"
-        location.write({file: data})
+        # Named by its content: whoever was first wrote the same.
+        location.create(file, data)
         record = {"format": 1, "file": file, "sha256": digest, "units": [asdict(unit) for unit in units]}
         # Lost to another driver: compare with what it sealed.
         location.create(f"prompts/{len(batches):04d}.json", encode_record(record))
 
 
 def _batches(location: Location) -> Iterator[PromptBatch]:
-    number = 0
+    number = opened = 0
     while True:
         path = f"prompts/{number:04d}.json"
         try:
@@ -76,6 +77,9 @@ def _batches(location: Location) -> Iterator[PromptBatch]:
         except FileNotFoundError:
             return
         units = tuple(Unit(**unit) for unit in record["units"])
+        if [unit.index for unit in units] != list(range(opened, opened + len(units))):
+            raise DamageError(f"{location.url}/{path} is not the record that belongs there: restore it from a copy")
+        opened += len(units)
         yield PromptBatch(number=number, file=record["file"], sha256=record["sha256"], units=units)
         number += 1
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from store.capture import withdraw_capture
-from store.cell import decode_receipt, receipt_path
+from store.cell import decode_receipt, read_receipt, receipt_path
 from store.errors import DamageError, InputError
-from store.index import MARKS, mark_withdrawn, marks_without_use, read_index
+from store.index import marks_without_use, read_index
+from store.marks import MARKS, mark_of, mark_withdrawn
 from store.store import Store
 
 Progress = Callable[[int], None]
@@ -92,22 +94,44 @@ def garbage(store: Store, *, older_than: float) -> list[str]:
     for path in store.location.list("receipts"):
         try:
             kept.add(decode_receipt(store.location.read(path), path, path).folder)
+        except FileNotFoundError:  # withdrawn since it was listed
+            continue
         except DamageError:
-            model, unit, capture = path.removesuffix(".json").split("/")[1:]
-            kept.add(f"cells/{model}/{unit}/{capture}")
+            kept.add(f"cells/{path.removesuffix('.json').removeprefix('receipts/')}")
     newest: dict[str, float] = {}
     for path in store.location.list("cells"):
         folder = "/".join(path.split("/")[:5])
         if path.count("/") > 4 and folder not in kept and folder.rpartition("/")[0] not in kept:
-            newest[folder] = max(newest.get(folder, 0.0), store.location.modified(path))
-    newest |= {mark: store.location.modified(mark) for mark in marks_without_use(read_index(store.location))}
+            with suppress(FileNotFoundError):
+                newest[folder] = max(newest.get(folder, 0.0), store.location.modified(path))
+    for mark in marks_without_use(read_index(store.location)):
+        with suppress(FileNotFoundError):
+            newest[mark] = store.location.modified(mark)
     limit = time.time() - older_than
     return sorted(folder for folder, written in newest.items() if written <= limit)
 
 
+def collect(store: Store, folder: str) -> int:
+    """Removes what `garbage` named: an attempt, or a mark in the index; returns the number of files.
+
+    A writer may be about to publish the attempt after all. The attempt is marked before its receipt is looked for, and
+    a writer looks for the mark after it created the receipt: one of the two finds the other's.
+    """
+    if folder.startswith(f"{MARKS}/"):
+        store.location.delete(folder)
+        return 1
+    _, model, unit, capture, attempt = folder.split("/")
+    mark_withdrawn(store.location, [attempt])
+    receipt = read_receipt(store.location, model, unit, capture)
+    if receipt is not None and receipt.attempt == attempt:
+        store.location.delete(mark_of(attempt))
+        return 0
+    return remove_attempt(store, folder)
+
+
 def remove_attempt(store: Store, folder: str) -> int:
-    """Deletes the files of an attempt, or its mark in the index; returns how many."""
-    paths = [folder] if folder.startswith(f"{MARKS}/") else list(store.location.list(folder))
+    """Deletes the files of an attempt; returns how many."""
+    paths = list(store.location.list(folder))
     for path in paths:
         store.location.delete(path)
     return len(paths)

@@ -6,6 +6,8 @@ arrays are read by tensorstore's own S3 driver.
 """
 
 import os
+import random
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from obstore.store import S3Store
 from store.errors import IncompleteError, InputError
 
 CONCURRENT_PUTS = 8
+# Seconds before a create that met a conflict is tried again.
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,20 @@ class S3Location:
                 pass
 
     def create(self, path: str, data: bytes) -> bool:
-        try:
-            self._put(path, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
+        for pause in PAUSES:
+            try:
+                self._put(path, data, mode="create")
+            except AlreadyExistsError:
+                # A conflict with another request looks the same (409), and then nothing may be there.
+                if self._is_there(path):
+                    return False
+                time.sleep(pause * (1 + random.random()))
+            else:
+                return True
+        raise IncompleteError(
+            f"{self.url}/{path} is neither there nor can it be created: the object store answers with a conflict each "
+            "time; run the same command again"
+        )
 
     def read(self, path: str) -> bytes:
         try:
@@ -70,17 +83,24 @@ class S3Location:
     def present(self, paths: Sequence[str]) -> Sequence[str]:
         """By listing from the first to the last, folder by folder of the second level: a thousand keys a request."""
         found: set[str] = set()
-        for folder, group in groupby(sorted(paths), key=lambda path: "/".join(path.split("/")[:2])):
+        for folder, group in groupby(sorted(paths), key=lambda path: "/".join(path.split("/")[:-1][:2])):
             asked = list(group)
             try:
                 # What sorts just before the first one: listing begins behind it.
-                for page in obstore.list(self._objects, f"{folder}/", offset=asked[0][:-1]):
+                for page in obstore.list(self._objects, f"{folder}/" if folder else None, offset=asked[0][:-1]):
                     found.update(entry["path"] for entry in page)
                     if page and page[-1]["path"] > asked[-1]:
                         break
             except BaseError as error:
                 raise self._explained(error) from error
         return [path for path in paths if path in found]
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self.modified(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def modified(self, path: str) -> float:
         try:

@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from store.cell import read_tokens
 from store.column import Column
@@ -48,9 +50,18 @@ class Selection:
         return self.of_prompt_rows(np.array([self._numbers[identity] for identity in prompt_ids], dtype=np.int64))
 
     def where(self, name: str, value: Any) -> np.ndarray:
-        """Rows of the prompts whose `name` (a label, `group` or any other column) is `value`, or one of a list."""
-        wanted = value if isinstance(value, (list, tuple, set, frozenset, np.ndarray)) else [value]
-        matches = np.isin(self.store.prompts.labels(name), np.array(list(wanted)))
+        """Rows of the prompts whose `name` (a label, `group` or any other column) is `value`, or one of a list.
+
+        None stands for prompts without one. Raises InputError for a value that the column's type does not have.
+        """
+        wanted = list(value) if isinstance(value, (list, tuple, set, frozenset, np.ndarray)) else [value]
+        self.store.prompts.labels(name)  # refuses an unknown column
+        column = self.store.prompts.table.column(name)
+        try:
+            values = pa.array(wanted, column.type)
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputError(f"{name!r} is of type {column.type}, and {value!r} is not: no prompt has it") from error
+        matches = pa.compute.is_in(column, value_set=values).to_numpy(zero_copy_only=False)
         held = [np.arange(unit.start, unit.stop) for unit in self._units]
         return self.of_prompt_rows(np.concatenate([rows[matches[rows]] for rows in held]))
 

@@ -1,6 +1,6 @@
 """Verification: every record, every file, every checksum; what is damaged is named, never guessed at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from store.arrays import open_array, read_rows
@@ -14,6 +14,7 @@ from store.record import check_record
 from store.removal import withdraw_cell
 from store.root import ROOT
 from store.store import Store
+from store.unit import Unit
 
 Progress = Callable[[int], None]
 # What a store can make again, so that a repair may remove it.
@@ -29,14 +30,35 @@ class Damage:
     cell: tuple[str, str, str] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What receipts are held against, as it was when the verification began.
+
+    units     by name; captures  keys of columns by name, by capture: None where a record is damaged
+    records   paths below models/ and of the groups below cells/
+    """
+
+    units: Mapping[str, Unit]
+    captures: Mapping[str, Mapping[str, str]] | None
+    records: frozenset[str]
+
+
 def verify_store(store: Store, *, deep: bool = False, progress: Progress = lambda cells: None) -> list[Damage]:
     """All damage of a store. Every file is read; `deep` also decodes every column and digests its content."""
-    found = list(_verify_frame(store))
+    groups = [path for path in store.location.list("cells") if path.endswith("/zarr.json") and path.count("/") <= 4]
+    found = list(_verify_frame(store, groups))
+    intact = not any(damage.path.startswith("captures/") for damage in found)
+    frame = Frame(
+        units={unit.name: unit for unit in store.units},
+        captures={each.id: {c.name: c.key for c in each.columns} for each in store.captures} if intact else None,
+        records=frozenset([*groups, *store.location.list("models")]),
+    )
     for path in store.location.list("receipts"):
-        found += _verify_receipt(store, path, deep)
+        found += _verify_receipt(store, path, deep, frame)
         progress(1)
     found += _verify_index(store)
-    return found
+    # What is shared by many cells was looked at with each of them.
+    return list(dict.fromkeys(found))
 
 
 def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, str]]:
@@ -48,6 +70,8 @@ def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, st
     for damage in damages:
         if damage.path.startswith(REMADE):
             store.location.delete(damage.path)
+        elif damage.path.startswith("cells/") and damage.path.endswith("/zarr.json") and damage.cell is None:
+            store.location.write({damage.path: GROUP})
     cells = sorted({damage.cell for damage in damages if damage.cell is not None})
     for model, unit, capture in cells:
         withdraw_cell(store, model, unit, capture)
@@ -57,15 +81,18 @@ def repair_store(store: Store, damages: list[Damage]) -> list[tuple[str, str, st
     return cells
 
 
-def _verify_frame(store: Store) -> Iterator[Damage]:
+def _verify_frame(store: Store, groups: Sequence[str]) -> Iterator[Damage]:
     """What is not a cell: root, groups, prompts, captures, wanted models."""
     location = store.location
     if location.read("zarr.json") != ROOT:
         yield Damage(path="zarr.json", reason="the root group is not what was written")
-    for batch in read_batches(location):
-        for unit in batch.units:
-            if digest_rows(store.unit_prompts(unit)) != unit.digest:
-                yield Damage(path=batch.file, reason=f"the prompts of {unit.name} are not those that were planned")
+    try:
+        for batch in read_batches(location):
+            for unit in batch.units:
+                if digest_rows(store.unit_prompts(unit)) != unit.digest:
+                    yield Damage(path=batch.file, reason=f"the prompts of {unit.name} are not those that were planned")
+    except DamageError as error:
+        yield Damage(path="prompts", reason=str(error))
     for folder in ("prompts", "captures", "models", "certificates"):
         for path in location.list(folder):
             if not path.endswith(".json"):
@@ -74,24 +101,32 @@ def _verify_frame(store: Store) -> Iterator[Damage]:
                 check_record(location.read(path), path)
             except DamageError:
                 yield Damage(path=path, reason="its checksum is wrong")
-    for path in location.list("cells"):
-        parts = path.split("/")
-        if parts[-1] == "zarr.json" and len(parts) <= 5 and location.read(path) != GROUP:
+    for path in groups:
+        if location.read(path) != GROUP:
             yield Damage(path=path, reason="the group is not what was written")
 
 
-def _verify_receipt(store: Store, path: str, deep: bool) -> Iterator[Damage]:
+def _verify_receipt(store: Store, path: str, deep: bool, frame: Frame) -> Iterator[Damage]:
     cell = _cell_of(path)
+    if cell is None:
+        yield Damage(path=path, reason="it is no receipt: remove it")
+        return
     try:
         data = store.location.read(path)
         check_record(data, path)
         receipt = decode_receipt(data, path, path)
+    except FileNotFoundError:  # withdrawn since it was listed
+        return
     except DamageError as error:
         yield Damage(path=path, reason=str(error).split(":")[0], cell=cell)
         return
-    units = {unit.name: unit for unit in store.units}
-    if receipt.unit not in units or units[receipt.unit].digest != receipt.unit_digest:
+    # What is not of the cell's own making is not mended by computing the cell again.
+    unit = frame.units.get(receipt.unit)
+    if unit is None:
+        yield Damage(path=path, reason=f"a record in prompts/ is missing: no prompts are known of {receipt.unit}")
+    elif unit.digest != receipt.unit_digest:
         yield Damage(path=path, reason="it speaks of other prompts than the store holds", cell=cell)
+    yield from _verify_asked(store, receipt, frame)
     broken = False
     for name, (size, digest) in receipt.files.items():
         reason = _check_file(store, f"{receipt.folder}/{name}", size, digest)
@@ -102,13 +137,27 @@ def _verify_receipt(store: Store, path: str, deep: bool) -> Iterator[Damage]:
         yield from _verify_content(store, receipt, cell)
 
 
+def _verify_asked(store: Store, receipt: Receipt, frame: Frame) -> Iterator[Damage]:
+    """That the receipt's columns are registered as they are in it, its model is wanted, and its groups are there."""
+    made_of = {name: column.key for name, column in receipt.columns.items()}
+    if frame.captures is not None and frame.captures.get(receipt.capture) != made_of:
+        reason = "it is missing, or not what its cells were made of: restore it from a copy"
+        yield Damage(path=f"captures/{receipt.capture}.json", reason=reason)
+    parts = receipt.folder.split("/")
+    groups = ["/".join([*parts[:depth], "zarr.json"]) for depth in range(1, len(parts))]
+    for path in (f"models/{receipt.model}/{receipt.capture}.json", *groups):
+        # Not there when the verification began: a harvest may have made it since.
+        if path not in frame.records and not store.location.present([path]):
+            yield Damage(path=path, reason="it is missing, and there are cells of it")
+
+
 def _check_file(store: Store, path: str, size: int, digest: str) -> str | None:
     try:
         data = store.location.read(path)
     except FileNotFoundError:
         return "the file is missing"
-    except OSError as error:
-        return f"the file cannot be read ({error.strerror})"
+    except DamageError as error:
+        return str(error)
     if len(data) != size:
         return f"the file has {len(data)} bytes, not {size}"
     return None if sha256(data) == digest else "its checksum is wrong"
@@ -150,6 +199,6 @@ def _borne_out(store: Store, row: IndexRow) -> bool:
     return receipt is not None and index_row(receipt, row.kind.model_digest) == row
 
 
-def _cell_of(path: str) -> tuple[str, str, str]:
-    _, model, unit, capture = path.removesuffix(".json").split("/")
-    return model, unit, capture
+def _cell_of(path: str) -> tuple[str, str, str] | None:
+    parts = path.removesuffix(".json").split("/")
+    return (parts[1], parts[2], parts[3]) if len(parts) == 4 and path.endswith(".json") else None

@@ -7,7 +7,7 @@ import typer
 
 from cluster.console import JsonFlag, emit, out
 from store import InputError, Store
-from store.removal import garbage, remove_attempt
+from store.removal import collect, garbage
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -25,7 +25,7 @@ def gc(
     """Removes attempts that lost or were killed. A harvest may still be writing the young ones: they stay."""
     opened = Store.open(store)
     folders = garbage(opened, older_than=parse_age(older_than))
-    files = 0 if dry_run else sum(remove_attempt(opened, folder) for folder in folders)
+    files = 0 if dry_run else sum(collect(opened, folder) for folder in folders)
     data = {"store": opened.path, "attempts": folders, "files_removed": files, "dry_run": dry_run}
     verb = "would go" if dry_run else "removed"
     emit(as_json, data, lambda: out.print(f"{len(folders)} attempts {verb}"))

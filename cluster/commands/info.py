@@ -34,7 +34,7 @@ def describe(store: Store) -> dict[str, Any]:
             for model in store.models
         ],
         "columns": [
-            {**asdict(column), "shape": list(column.shape), "rows": rows[column.key]} for column in summary.columns
+            {**asdict(column), "shape": list(column.shape), "rows": rows.get(column.key)} for column in summary.columns
         ],
         "prompts": store.units[-1].stop if store.units else 0,
         **describe_certificates(store),
@@ -57,5 +57,5 @@ def _print(path: str, data: dict[str, Any]) -> None:
     for column in data["columns"]:
         shape = " × ".join(str(size) for size in column["shape"])
         units = f"{column['units']}/{data['units']}"
-        table.add_row(column["model"], column["name"], column["rows"], shape, column["dtype"], units)
+        table.add_row(column["model"], column["name"], column["rows"] or "unknown", shape, column["dtype"], units)
     out.print(table)

@@ -180,3 +180,18 @@ def test_a_column_travels_without_its_open_arrays(column: Column) -> None:
     copy = pickle.loads(pickle.dumps(column))  # noqa: S301 as multiprocessing does, between our own processes
     assert copy._opened == {}
     assert np.array_equal(copy[:].view(np.int16), column[:].view(np.int16))
+
+
+def test_a_loader_runs_one_epoch_at_a_time(column: Column) -> None:
+    """Two at once would share the place: rows would come twice, and others not at all."""
+    loader = ColumnLoader(column, batch_rows=64)
+    first, second = iter(loader), iter(loader)
+    next(first)
+    next(second)
+    with pytest.raises(InputError, match="iterated anew"):
+        next(first)
+    state = ColumnLoader(column, batch_rows=64).state_dict()
+    with pytest.raises(InputError, match="no state"):
+        loader.load_state_dict({**state, "batches": 10**6})
+    with pytest.raises(InputError, match="batch_rows"):
+        ColumnLoader(column, batch_rows=2.5)  # type: ignore[arg-type]

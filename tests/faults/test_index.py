@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import store.summary
 from store import DamageError, PromptSet, Store
 from store.prompt_batches import append_prompts
-from store.removal import cells_of, delete_cells, garbage, remove_attempt, withdraw_cell
+from store.removal import cells_of, collect, delete_cells, garbage, withdraw_cell
 from store.root import ROOT
 from store.unit import CHARACTERS_PER_UNIT
 from store.verify import verify_store
@@ -126,7 +126,7 @@ class History(RuleBasedStateMachine):
             self.disk.times[path] -= 2 * WEEK
         here = opened(self.disk)
         for path in garbage(here, older_than=WEEK):
-            remove_attempt(here, path)
+            collect(here, path)
 
     @invariant()
     def the_summary_says_what_receipts_say(self) -> None:

@@ -16,7 +16,7 @@ from store import ColumnSpec, ModelRef, PromptSet, Store, Unit
 from store.cell import decode_receipt
 from store.digest import sha256
 from store.prompt_batches import append_prompts, read_batches
-from store.removal import garbage, remove_attempt
+from store.removal import collect, garbage
 from store.root import ROOT
 from store.unit import CHARACTERS_PER_UNIT
 from store.verify import verify_store
@@ -123,7 +123,7 @@ class Storm(RuleBasedStateMachine):
         assert store.digest == UNDISTURBED
         assert [capture.id for capture in store.captures] == ["0001"]
         for folder in garbage(store, older_than=0):
-            remove_attempt(store, folder)
+            collect(store, folder)
         assert verify_store(store) == []
         assert store.digest == UNDISTURBED
         cells = {"/".join(path.split("/")[:5]) for path in self.disk.list("cells") if path.count("/") > 4}

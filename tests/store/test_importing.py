@@ -114,3 +114,22 @@ def test_a_label_is_one_model_and_no_other(tmp_path: Path) -> None:
     assert labelled_model("GPT x").digest == labelled_model("GPT x").digest
     assert labelled_model("GPT x").id != labelled_model("gpt-x").id
     assert ModelRef.from_record(labelled_model("GPT x").record()) == labelled_model("GPT x")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("token_id", [7, 2**31 + 5, 8]),
+        ("token_id", [7, None, 8]),
+        ("token_id", [7.0, 1.5, 8.0]),
+        ("position", [-1, 0, 1]),
+        ("role", ["user", None, "user"]),
+    ],
+)
+def test_tokens_that_would_become_other_tokens_are_refused(tmp_path: Path, name: str, values: list) -> None:
+    store = Store.create(tmp_path / "run", prompts_of(1))
+    np.save(tmp_path / "rows.npy", np.ones((3, 2), np.float32))
+    table = {"prompt": [0, 0, 0], "position": [0, 1, 2], "token_id": [7, 8, 9], name: values}
+    with pytest.raises(InputError, match=name):
+        import_column(store, "m", "rows", tmp_path / "rows.npy", tokens=pa.table(table))
+    assert store.columns == []

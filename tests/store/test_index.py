@@ -11,9 +11,10 @@ import pytest
 import store.summary
 from store import Store
 from store.digest import digest_sequence
-from store.index import MARKS, read_index
+from store.index import read_index
 from store.local_location import LocalLocation
-from store.removal import cells_of, delete_cells, garbage, remove_attempt, withdraw_cell
+from store.marks import MARKS
+from store.removal import cells_of, collect, delete_cells, garbage, withdraw_cell
 from store.verify import repair_store, verify_store
 from tests.store.factory import cell_of, fill, filled_store, model_named, prompts_of
 from tests.store.summaries import told_by_receipts, told_by_summary
@@ -148,7 +149,7 @@ def test_marks_go_when_nothing_needs_them(indexed: Store) -> None:
     assert garbage(indexed, older_than=3600) == []
     found = garbage(indexed, older_than=0)
     assert found == [f"{MARKS}/{mark.name}" for mark in marks]
-    assert sum(remove_attempt(indexed, path) for path in found) == 4
+    assert sum(collect(indexed, path) for path in found) == 4
     assert told_by_summary(indexed) == told_by_receipts(indexed)
     assert verify_store(indexed) == []
 

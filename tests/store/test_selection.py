@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 
 import store.arrays as store_arrays
-from store import ColumnSpec, InputError, Store
+from store import ColumnSpec, InputError, PromptSet, Store
 from store.selection import Selection
 from tests.store.factory import fill, filled_store, model_named, prompts_of
 
@@ -124,3 +124,47 @@ def test_dask_gives_the_same_rows(tmp_path: Path) -> None:
     want = column[:].astype(np.float64)
     assert np.allclose(lazy.astype(np.float64).mean(axis=0).compute(scheduler="threads"), want.mean(axis=0))
     assert np.array_equal(lazy[500:1500:7, 3].compute(scheduler="threads"), column[500:1500:7, 3])
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        ([0, 1], [2, 3]),
+        ([0, -1, 5], slice(1, 4)),
+        ([3, 3], [0, 1]),
+        (),
+        (Ellipsis, 2),
+        np.array([1, 255], np.uint8),
+        np.array([-1, 3], np.int8),
+        slice(None, None, -7),
+        (slice(2, 9, 3), [1, 0]),
+        [],
+    ],
+)
+def test_indexing_is_numpys(tmp_path: Path, index: object) -> None:
+    store, model = filled_store(tmp_path / "run", 300)
+    column = store.column(model, "resid_post.1")
+    whole = column[:].astype(np.float32)
+    expected = whole[np.array(index, np.int64) if isinstance(index, list) else index]
+    np.testing.assert_array_equal(column[index].astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("index", [True, 1.0, [0.0, 1.0], [[0, 1]], None, np.array(1), ["a"]])
+def test_what_is_no_row_is_refused(tmp_path: Path, index: object) -> None:
+    store, model = filled_store(tmp_path / "run", 300)
+    with pytest.raises(IndexError):
+        store.column(model, "resid_post.1")[index]
+    with pytest.raises(InputError, match="no batch"):
+        next(store.column(model, "resid_post.1").batches(-5))
+
+
+def test_a_value_of_another_type_is_refused_and_none_is_a_value(tmp_path: Path) -> None:
+    rows = [{"prompt_id": f"p{row}", "text": "x", "label": None if row % 3 == 0 else row % 2} for row in range(9)]
+    store = Store.create(tmp_path / "run", PromptSet.from_rows(rows))
+    model = model_named("a")
+    fill(store, model)
+    selection = Selection(store=store, column=store.column(model, "scores.m"))
+    assert selection.where("label", None).tolist() == [0, 3, 6]
+    assert selection.where("label", [1, None]).tolist() == [0, 1, 3, 5, 6, 7]
+    with pytest.raises(InputError, match="no prompt has it"):
+        selection.where("label", [1, "1"])
