@@ -50,7 +50,7 @@ def verify_store(store: Store, *, deep: bool = False, progress: Progress = lambd
     intact = not any(damage.path.startswith("captures/") for damage in found)
     frame = Frame(
         units={unit.name: unit for unit in store.units},
-        captures={each.id: {c.name: c.key for c in each.columns} for each in store.captures} if intact else None,
+        captures=_registered(store) if intact else None,
         records=frozenset([*groups, *store.location.list("models")]),
     )
     for path in store.location.list("receipts"):
@@ -137,16 +137,25 @@ def _verify_receipt(store: Store, path: str, deep: bool, frame: Frame) -> Iterat
         yield from _verify_content(store, receipt, cell)
 
 
+def _registered(store: Store) -> dict[str, dict[str, str]]:
+    """Keys of columns by name, by capture."""
+    return {capture.id: {column.name: column.key for column in capture.columns} for capture in store.captures}
+
+
 def _verify_asked(store: Store, receipt: Receipt, frame: Frame) -> Iterator[Damage]:
     """That the receipt's columns are registered as they are in it, its model is wanted, and its groups are there."""
     made_of = {name: column.key for name, column in receipt.columns.items()}
-    if frame.captures is not None and frame.captures.get(receipt.capture) != made_of:
+    # What is not as it was when the verification began, a harvest may have made since.
+    if (
+        frame.captures is not None
+        and made_of != frame.captures.get(receipt.capture)
+        and made_of != _registered(store).get(receipt.capture)
+    ):
         reason = "it is missing, or not what its cells were made of: restore it from a copy"
         yield Damage(path=f"captures/{receipt.capture}.json", reason=reason)
     parts = receipt.folder.split("/")
     groups = ["/".join([*parts[:depth], "zarr.json"]) for depth in range(1, len(parts))]
     for path in (f"models/{receipt.model}/{receipt.capture}.json", *groups):
-        # Not there when the verification began: a harvest may have made it since.
         if path not in frame.records and not store.location.present([path]):
             yield Damage(path=path, reason="it is missing, and there are cells of it")
 
