@@ -198,7 +198,7 @@ def main() -> None:
         for name in peers:
             ratios.setdefault(f"disk / {name}", []).append(measure("disk") / measure(name))
     print(f"{machine()}, torch {torch.__version__}, {len(prompts)} prompts of {SITE}")
-    for name, values in rates.items():
+    for name, values in ((name, values) for name, values in rates.items() if values):
         print(f"{name:<22}{statistics.median(values):>8,.0f} tokens/s   {min(values):,.0f} to {max(values):,.0f}")
     for name, values in ratios.items():
         print(f"{name:<30}{statistics.median(values):>6.2f}   {min(values):.2f} to {max(values):.2f}")
