@@ -6,8 +6,10 @@ from cluster.console import read_prompts
 from cluster.harvest_options import HarvestOptions
 from cluster.sinks import SinkOptions, build_sinks
 from harvest import NumericSettings
+from harvest.plan import job_of
 from harvest.settings import machine_threads
-from store import CaptureSpec, InputError, ModelRef, PromptSet, Sink
+from harvest.worker import Job
+from store import CaptureSpec, InputError, ModelRef, PromptSet, Sink, Store
 from store.capture_spec import check_tokens
 
 
@@ -22,7 +24,21 @@ class HarvestRequest:
     prompts: PromptSet
     spec: CaptureSpec | None
     sinks: tuple[Sink, ...]
+    tokens: str
     settings: NumericSettings
+    truncate: bool
+
+    def job(self, store: Store) -> Job:
+        """What a worker would be asked for over `store`. Raises InputError for sites that the model does not have."""
+        return job_of(
+            self.model,
+            store,
+            self.spec,
+            sinks=self.sinks,
+            tokens=self.tokens,
+            settings=self.settings,
+            truncate=self.truncate,
+        )
 
     @staticmethod
     def of(options: HarvestOptions) -> "HarvestRequest":
@@ -61,7 +77,15 @@ class HarvestRequest:
             raise InputError(
                 "--no-raw leaves nothing to store: add --moments, --directions, --probe, --log-prob or --int8"
             )
-        return HarvestRequest(model=model, prompts=prompts, spec=spec, sinks=tuple(sinks), settings=settings)
+        return HarvestRequest(
+            model=model,
+            prompts=prompts,
+            spec=spec,
+            sinks=tuple(sinks),
+            tokens=options.tokens,
+            settings=settings,
+            truncate=options.truncate,
+        )
 
 
 def _raw_spec(options: HarvestOptions) -> CaptureSpec | None:

@@ -65,18 +65,13 @@ class HarvestPlan:
 
 
 def plan_harvest(
-    model: ModelRef,
     store: Store,
-    spec: CaptureSpec | None,
+    job: Job,
     *,
-    sinks: Sequence[Sink] = (),
-    tokens: str | None = None,
-    settings: NumericSettings | None = None,
-    truncate: bool = False,
     known_bytes: Mapping[str, int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> HarvestPlan:
-    """The plan of `harvest` with the same arguments. Writes to no store that `Store.planned` gives.
+    """What a harvest with this job would do. Writes to no store that `Store.planned` gives.
 
     known_bytes  column -> bytes of a unit, for columns that are too large to be tried out: a sink is run on no rows to
                  see what it makes of a unit, unless all its columns are known
@@ -84,7 +79,6 @@ def plan_harvest(
 
     Raises InputError as `harvest` does.
     """
-    job = job_of(model, store, spec, sinks=sinks, tokens=tokens, settings=settings, truncate=truncate)
     job, _, missing = missing_cells(store, job)
     tokenizer, context = load_tokenizer(job.model), context_of(load_config(job.model).get_text_config(decoder=True))
     cost = Cost.of(job, known_bytes or {})
@@ -93,7 +87,7 @@ def plan_harvest(
     read = kept = flops = prompts = 0
     for unit, absent in missing:
         table = store.unit_prompts(unit)
-        encoded = encode(tokenizer, table, context=context, truncate=truncate)
+        encoded = encode(tokenizer, table, context=context, truncate=job.truncate)
         selected = sum(int(np.count_nonzero(selected_tokens(prompt, job.tokens))) for prompt in encoded)
         names = {name for capture in absent for name in capture.names}
         needed = [sink for sink in cost.sinks if names & sink.columns.keys()]
@@ -120,7 +114,7 @@ def plan_harvest(
     )
 
 
-def check_harvest(
+def job_of(
     model: ModelRef,
     store: Store,
     spec: CaptureSpec | None,
@@ -129,23 +123,9 @@ def check_harvest(
     tokens: str | None = None,
     settings: NumericSettings | None = None,
     truncate: bool = False,
-) -> None:
-    """Raises InputError for what `harvest` with the same arguments would refuse; `Store.planned` gives the store."""
-    missing_cells(store, job_of(model, store, spec, sinks=sinks, tokens=tokens, settings=settings, truncate=truncate))
-
-
-def job_of(
-    model: ModelRef,
-    store: Store,
-    spec: CaptureSpec | None,
-    *,
-    sinks: Sequence[Sink],
-    tokens: str | None,
-    settings: NumericSettings | None,
-    truncate: bool,
     device: str | None = None,
 ) -> Job:
-    """What a harvest's arguments ask of a worker. Raises InputError for sites and tokens there are not."""
+    """What the arguments of `harvest` ask of a worker. Raises InputError for sites and tokens there are not."""
     model = model.resolve()
     return Job(
         model=model,
@@ -161,7 +141,8 @@ def job_of(
 def missing_cells(store: Store, job: Job) -> tuple[Job, list[Capture], list[Missing]]:
     """The job with all it has to compute, its captures, and the units with the ones they lack.
 
-    Registers columns that are not registered yet. What can be refused is refused before that.
+    Registers columns that are not registered yet. What can be refused is refused before that: over a store that
+    `Store.planned` gives, nothing else happens.
     """
     columns = [
         ColumnSpec(name=name, rows=rows, settings=column_settings(sink, name, job=job))

@@ -193,7 +193,7 @@ class Reader:
                     f"site {site} is reached {times} times in one pass of {model}: name a module that runs exactly once"
                 )
         for site, output in branches.items():
-            if torch.equal(state.found[site], output.flatten(0, 1)):
+            if torch.equal(state.found[site], output.flatten(0, 1).to(state.found[site].device)):
                 raise InputError(
                     f"{model} has no place {site} that thresher knows: the norm found there is of the attention's "
                     "output. Name the module instead, as module:dotted.path@in"

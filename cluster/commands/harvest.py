@@ -13,7 +13,7 @@ from harvest import HarvestResult, Progress
 from harvest import harvest as run_harvest
 from harvest.loading import check_device
 from harvest.outcome import CellNotes
-from harvest.plan import check_harvest
+from harvest.plan import missing_cells
 from store import Store
 
 
@@ -32,15 +32,8 @@ def harvest(options: HarvestOptions, as_json: JsonFlag = False) -> None:
     if options.pool == "local":
         check_device(options.device)
     # All that can be refused is refused before anything is written.
-    check_harvest(
-        request.model,
-        Store.planned(options.store, request.prompts),
-        request.spec,
-        sinks=request.sinks,
-        tokens=options.tokens,
-        settings=request.settings,
-        truncate=options.truncate,
-    )
+    planned = Store.planned(options.store, request.prompts)
+    missing_cells(planned, request.job(planned))
     if room := second_moments_room(request.sinks, request.model, request.prompts, options.store):
         err.print(f"second moments: up to {room / 1e9:,.3f} GB on the disk, before compression")
     opened = Store.create(options.store, request.prompts)
@@ -54,12 +47,12 @@ def harvest(options: HarvestOptions, as_json: JsonFlag = False) -> None:
             opened,
             request.spec,
             sinks=request.sinks,
-            tokens=options.tokens,
+            tokens=request.tokens,
             pool=pool,
             settings=request.settings,
             device=options.device,
             certificate_prompts=options.certificate,
-            truncate=options.truncate,
+            truncate=request.truncate,
             max_quarantined=options.max_quarantined,
             progress=advance,
         )

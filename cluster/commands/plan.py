@@ -42,13 +42,8 @@ def plan(
     store = Store.planned(options.store, request.prompts)
     with progress("plan", total=len(request.prompts), unit="prompts") as bar:
         found = plan_harvest(
-            request.model,
             store,
-            request.spec,
-            sinks=request.sinks,
-            tokens=options.tokens,
-            settings=request.settings,
-            truncate=options.truncate,
+            request.job(store),
             known_bytes=_moments_bytes(request.sinks, request.model),
             progress=lambda done: bar.advance(done - bar.done),
         )

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from harvest import Int8Sink, LogProbSink, NumericSettings, harvest
-from harvest.plan import ColumnPlan, HarvestPlan, check_harvest, plan_harvest
+from harvest.plan import ColumnPlan, HarvestPlan, job_of, missing_cells, plan_harvest
 from store import CaptureSpec, InputError, ModelRef, PromptSet, Store
 from store.cell import read_tokens
 from tests.store.traces import nbytes, trace
@@ -35,13 +35,21 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("store.unit.PROMPTS_PER_UNIT", 50)
 
 
+def planned(model: ModelRef, store: Store, spec: CaptureSpec | None, **asked: Any) -> HarvestPlan:
+    return plan_harvest(store, job_of(model, store, spec, **asked))
+
+
+def checked(model: ModelRef, store: Store, spec: CaptureSpec | None, **asked: Any) -> Any:
+    return missing_cells(store, job_of(model, store, spec, **asked))
+
+
 def plan_and_harvest(
     path: Path, model: ModelRef, prompts: PromptSet, spec: CaptureSpec | None = SPEC, **more: Any
 ) -> HarvestPlan:
     """The plan, after it was compared with what the harvest then did."""
     asked = {"sinks": (), "settings": SETTINGS, **more}
     before = trace(path.parent)
-    plan = plan_harvest(model, Store.planned(path, prompts), spec, **asked)
+    plan = planned(model, Store.planned(path, prompts), spec, **asked)
     assert trace(path.parent) == before
     known = {receipt.attempt for receipt in Store.open(path).receipts()} if path.exists() else set()
     store = Store.create(path, prompts)
@@ -67,7 +75,7 @@ def plan_and_harvest(
     }
     assert plan.bytes == sum(nbytes(receipt, name) for receipt in made for name in receipt.columns)
     after = trace(path.parent)
-    nothing = plan_harvest(model, Store.planned(path, prompts), spec, **asked)
+    nothing = planned(model, Store.planned(path, prompts), spec, **asked)
     assert (nothing.cells_missing, nothing.units_missing, nothing.tokens, nothing.bytes, nothing.flops) == (0,) * 5
     assert nothing.units == plan.units
     assert trace(path.parent) == after
@@ -121,7 +129,7 @@ def test_flops_are_of_the_blocks_before_the_site(
     models: dict[str, ModelRef], tmp_path: Path, site: str, blocks: int
 ) -> None:
     model, store = models["llama"], Store.planned(tmp_path / "s", prompts_of(3))
-    plan = plan_harvest(model, store, CaptureSpec(sites=site), settings=SETTINGS)
+    plan = planned(model, store, CaptureSpec(sites=site), settings=SETTINGS)
     assert plan.flops == 2 * block_parameters(model, blocks) * plan.tokens
 
 
@@ -144,7 +152,7 @@ def test_rows_per_prompt_and_other_architectures(
 def test_long_prompts_are_cut_in_the_plan_too(models: dict[str, ModelRef], tmp_path: Path) -> None:
     prompts = PromptSet.from_rows([{"text": "word " * 300}, {"text": "short"}])
     with pytest.raises(InputError, match="--truncate"):
-        plan_harvest(models["llama"], Store.planned(tmp_path / "s", prompts), SPEC, settings=SETTINGS)
+        planned(models["llama"], Store.planned(tmp_path / "s", prompts), SPEC, settings=SETTINGS)
     plan_and_harvest(tmp_path / "s", models["llama"], prompts, truncate=True)
 
 
@@ -155,7 +163,7 @@ def test_a_module_whose_width_cannot_be_told_has_no_size(models: dict[str, Model
     # The activation function is as wide as the MLP, which its class does not tell.
     site = "module:model.layers.1.mlp.act_fn"
     sink = ProjectionSink(directions=(Direction(name="d", site=site, vector=np.ones(48, np.float32)),))
-    plan = plan_harvest(
+    plan = planned(
         models["llama"], Store.planned(tmp_path / "s", prompts_of(3)), None, sinks=(sink,), settings=SETTINGS
     )
     assert list(plan.columns.values()) == [ColumnPlan(units_missing=1, bytes=None)]
@@ -182,7 +190,7 @@ def test_what_a_harvest_refuses_a_plan_refuses_and_nothing_is_written(
             harvest(model, Store.open(path), None, certificate_prompts=0, **more).raise_if_incomplete()
             before = trace(tmp_path)
             more["sinks"] = (LogProbSink(),)
-        for ask in (plan_harvest, check_harvest):
+        for ask in (planned, checked):
             with pytest.raises(InputError, match=message):
                 ask(model, Store.planned(path, prompts), spec, **more)
         assert trace(tmp_path) == before
