@@ -91,6 +91,12 @@ def test_a_plan_says_what_the_harvest_then_does(terminal: Terminal, runs: Runs, 
     plan_then_harvest(terminal, runs, runs.file(model=save_tiny("qwen2")))
 
 
+def test_long_prompts_are_cut_in_the_plan_as_in_the_harvest(terminal: Terminal, runs: Runs) -> None:
+    (runs.folder / "long.csv").write_text("statement\n" + "word " * 300 + "\nshort\n")
+    columns = {"label_column": ..., "group_column": ...}
+    plan_then_harvest(terminal, runs, runs.file(prompts="long.csv", truncate=True, **columns))
+
+
 def test_all_sinks_are_planned_to_the_byte(terminal: Terminal, runs: Runs) -> None:
     rng = np.random.default_rng(0)
     found = [
