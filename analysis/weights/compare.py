@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from analysis.weights.checkpoint import Checkpoint
+from analysis.weights.difference import Difference, difference, tensor_rows
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
 from analysis.weights.noise import cheap_edge, simulated_edge
-from analysis.weights.pair import Difference, Pair, difference, pair_up, tensor_rows
+from analysis.weights.pair import Pair, pair_up
 from analysis.weights.roles import Role, role_of, stores_conv1d
 from analysis.weights.svd import Triples, full_triples, top_triples
 from store.digest import sha256

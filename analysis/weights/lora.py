@@ -15,8 +15,9 @@ import torch
 
 from analysis.weights.checkpoint import Checkpoint, SafetensorsCheckpoint
 from analysis.weights.compare import compare_pair, moved_rows
+from analysis.weights.difference import tensor_rows
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
-from analysis.weights.pair import TABLES, Pair, tensor_rows, tied_embedding
+from analysis.weights.pair import TABLES, Pair, tied_embedding
 from analysis.weights.roles import role_of
 from analysis.weights.svd import Triples, canonical_signs
 from store.errors import InputError
