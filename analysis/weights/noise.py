@@ -14,12 +14,13 @@ bound.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from analysis.weights.svd import top_triples
 
 UNIFORM = 1.0 / 12.0  # variance of a uniform error of one ulp
-LOWEST, BINADES = -160, 320  # exponents of float32, with room on either side
+BINADES = 256  # of float32, by the exponent's bits; the first holds zero and subnormals
 CHUNK = 1 << 20  # entries handled at once
 
 
@@ -63,27 +64,29 @@ def grid_of(values: torch.Tensor, stored: torch.dtype) -> torch.dtype:
 def simulated_edge(weights: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, *, seed: int) -> float:
     """Largest singular value of draws of the rounding noise of tuned `weights` (float32 [m, n], overwritten).
 
-    `delta` is ΔW, which says where the weights moved. The draws are uniform with the variance above: the edge of a
-    large matrix of independent entries depends on their variances alone. Small matrices, whose edge fluctuates, get
-    several draws, of which the largest counts. Added are 1 %, for the iteration stops just under the edge, and
+    `delta` is ΔW, which says where the weights moved. The draws are uniform with the variance above: the edge of
+    a large matrix of independent entries depends on their variances alone. Small matrices, whose edge fluctuates,
+    get several draws, of which the largest counts. Added are 1 %, for the iteration stops just under the edge, and
     `fluctuation`.
     """
     m, n = weights.shape
-    scale = _noise_scales(weights, delta, dtype)
     step = max(1, CHUNK // n)
-    binade = torch.cat([_binades(part).to(torch.int16) for part in torch.split(weights, step)])
+    binade = torch.cat([_binades(part).to(torch.uint8) for part in torch.split(weights, step)])
+    scale = _noise_scales(binade, delta, dtype)
     rows, columns = torch.zeros(m), torch.zeros(n)
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     edge = 0.0
-    for draw in range(min(8, 1 + (1 << 19) // (m * n))):
+    for draw in range(min(8, 1 + (1 << 18) // (m * n))):
         for start in range(0, m, step):
-            spread = scale[binade[start : start + step].long()]
-            weights[start : start + step].uniform_(-(3**0.5), 3**0.5, generator=generator).mul_(spread)
+            part = weights[start : start + step]
+            torch.index_select(scale, 0, binade[start : start + step].flatten().int(), out=part.view(-1))
             if draw == 0:
-                squares = spread.square_()
+                squares = part.square()
                 rows[start : start + step] = squares.sum(dim=1)
                 columns += squares.sum(dim=0)
-        top = top_triples(weights, 1, seed=seed, tolerance=0.02, sweeps=12).sigma
+            uniform = torch.from_numpy(rng.random(tuple(part.shape), dtype=np.float32))
+            part.mul_(uniform.sub_(0.5).mul_(2 * 3**0.5))
+        top = top_triples(weights, 1, seed=seed, tolerance=0.03, sweeps=24).sigma
         edge = max(edge, float(top[0]) if len(top) else 0.0)
     return edge * (1.01 + fluctuation(_worth(rows), _worth(columns)))
 
@@ -103,22 +106,20 @@ def _worth(variance: torch.Tensor) -> float:
     return max(1.0, float(variance.double().sum()) ** 2 / square) if square else 1.0
 
 
-def _noise_scales(weights: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Standard deviation of the rounding noise by binade of the weight, float32 [BINADES]."""
-    entries, moved = torch.zeros(BINADES), torch.zeros(BINADES)
-    rows = max(1, CHUNK // weights.shape[1])
-    for part, change in zip(torch.split(weights, rows), torch.split(delta, rows), strict=True):
-        binade = _binades(part).flatten()
-        entries += torch.bincount(binade, minlength=BINADES)
-        moved += torch.bincount(binade, weights=(change != 0).flatten().float(), minlength=BINADES)
-    share = moved / entries.clamp_min(1)
-    return unit_in_last_place(torch.arange(BINADES) + LOWEST, dtype) * share.clamp_max(UNIFORM).sqrt()
+def _noise_scales(binade: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Standard deviation of the rounding noise by binade of the weight, float32 [BINADES]; `binade` uint8 [m, n]."""
+    counts = torch.zeros(2 * BINADES)  # of weights that stayed, of weights that moved
+    rows = max(1, CHUNK // binade.shape[1])
+    for part, change in zip(torch.split(binade, rows), torch.split(delta, rows), strict=True):
+        counts += torch.bincount((part + BINADES * (change != 0).int()).flatten(), minlength=2 * BINADES)
+    stayed, moved = counts.view(2, BINADES)
+    share = moved / (stayed + moved).clamp_min(1)
+    return unit_in_last_place(torch.arange(BINADES) - 126, dtype) * share.clamp_max(UNIFORM).sqrt()
 
 
 def _binades(weights: torch.Tensor) -> torch.Tensor:
-    """Index of each weight's binade, int64, from 0; zero, which frexp gives the exponent 0, is in the lowest."""
-    exponent = torch.frexp(weights).exponent.long().clamp_(LOWEST, LOWEST + BINADES - 1) - LOWEST
-    return exponent.masked_fill_(weights == 0, 0)
+    """Index of each weight's binade, int32: the exponent's bits of a float32."""
+    return (weights.view(torch.int32) >> 23) & 255
 
 
 def unit_in_last_place(exponent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,17 +1,22 @@
 """The leading singular triples of a dense matrix, with a residual for each.
 
-Randomized block Krylov iteration (Halko, Martinsson, Tropp 2011; Musco and Musco 2015) in its residual form: the
-basis grows by the residuals of the triples that are not there yet, so that work stops as soon as the bound holds
-and goes where it is missed. For a Ritz triple (σ, u, v) with D v = σ u exactly and r = ‖Dᵀu − σ v‖, there is a
-singular value of D within r of σ (Weyl), within r²/gap where it is isolated, and the angle to its vector is at most
-r/gap.
+Block Lanczos iteration on DᵀD with full reorthogonalisation, from a random start (Golub, Underwood 1977; Musco and
+Musco 2015; thick restarts as Wu and Simon 2000). For a Ritz triple (σ, u, v) with D v = σ u exactly and
+r = ‖Dᵀu − σ v‖, there is a singular value of D within r of σ (Weyl), within r²/gap where it is isolated, and the
+angle to its vector is at most r/gap. The iteration itself tells r, so that work stops as soon as the bound holds; the
+triples returned are formed anew from D, and their r is measured on D.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-GROUNDWORK = 2  # expansions for every triple; only those above the edge get more
+BLOCK = 16  # columns of one expansion: a large matrix is read from memory about as fast for sixteen as for one
+SMALL_BLOCK = 8  # in a cache they cost what they are worth, and narrow blocks need a smaller basis
+SMALL = 96  # rows or columns up to which LAPACK's full decomposition is as fast
+SQUARED = 1024  # rows or columns up to which a matrix that takes long is squared: the rest costs next to nothing
+DIGITS = 0.05  # σ / σ₁ that a squared float32 matrix still gives to 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +38,12 @@ class Triples:
 def full_triples(matrix: torch.Tensor, k: int) -> Triples:
     """The top k triples out of LAPACK's full decomposition; triples of a singular value of zero are left out."""
     left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-    return _kept(matrix, left[:, :k], sigma[:k], right[:k].T, sigma[:1])
+    left, sigma, right = left[:, :k], sigma[:k], right[:k].T
+    return _kept(matrix, left, sigma, right, torch.linalg.vector_norm(matrix.T @ left - right * sigma, dim=0))
 
 
 def top_triples(
-    matrix: torch.Tensor, k: int, *, seed: int = 0, edge: float = 0.0, tolerance: float = 1e-3, sweeps: int = 24
+    matrix: torch.Tensor, k: int, *, seed: int = 0, edge: float = 0.0, tolerance: float = 1e-3, sweeps: int = 96
 ) -> Triples:
     """At most k leading triples of `matrix` (float32 [m, n]); fewer where its rank is below k.
 
@@ -48,31 +54,58 @@ def top_triples(
     """
     m, n = matrix.shape
     k = min(k, m, n)
-    block = k + 8
-    if 3 * block >= min(m, n):
+    if min(m, n) <= max(SMALL, 3 * k):
         return full_triples(matrix, k)
+    tall = matrix if m >= n else matrix.T
+    right = _subspace(tall, k, seed=seed, edge=edge, tolerance=tolerance, sweeps=sweeps)
+    image = tall @ right
+    # The squares of σ are taken in float64: in float32 they would have half of its digits.
+    square, inner = torch.linalg.eigh(image.double().T @ image.double())
+    sigma = square.flip(0)[:k].clamp_min(0).sqrt().to(matrix)
+    inner = inner.flip(1)[:, :k].to(matrix)
+    left, right = image @ inner / sigma.clamp_min(torch.finfo(matrix.dtype).tiny), right @ inner
+    residual = torch.linalg.vector_norm(tall.T @ left - right * sigma, dim=0)
+    return _kept(matrix, *((left, sigma, right) if m >= n else (right, sigma, left)), residual)
+
+
+def _subspace(tall: torch.Tensor, k: int, *, seed: int, edge: float, tolerance: float, sweeps: int) -> torch.Tensor:
+    """Orthonormal columns that span the leading right vectors of `tall` ([m, n], m ≥ n) and some more."""
+    n = tall.shape[1]
+    block = SMALL_BLOCK if n <= SQUARED else BLOCK
+    most = min(16 * BLOCK + 2 * k, n)
+    basis = tall.new_empty(n, most)
+    projected = torch.zeros(most, most, dtype=torch.float64)  # basisᵀ DᵀD basis
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    start = torch.randn(m, block, generator=generator).to(matrix)
-    basis = _orthonormal(matrix.T @ start)  # [n, b]
-    image = matrix @ basis  # [m, b]
-    most = min(8 * block, min(m, n))
-    for sweep in range(sweeps + 1):
-        q, r = torch.linalg.qr(image)
-        inner, sigma, outer = torch.linalg.svd(r)
-        left, right = q @ inner[:, :k], basis @ outer[:k].T
-        remainder = matrix.T @ left - right * sigma[:k]
-        residual = torch.linalg.vector_norm(remainder, dim=0)
-        floor = torch.finfo(matrix.dtype).eps * max(m, n) ** 0.5 * sigma[0]
-        missing = (residual > torch.clamp(tolerance * sigma[:k], min=floor)) & (sigma[:k] > floor)
-        if sweep >= GROUNDWORK:
-            missing &= sigma[:k] > edge
-        if sweep == sweeps or not bool(missing.any()):
+    fresh = torch.linalg.qr(torch.randn(n, block, generator=generator).to(tall))[0]
+    square: torch.Tensor | None = None
+    size, check, before = 0, 1 + -(-k // block), (0, 1.0)
+    for sweep in range(1, sweeps + 1):
+        start, size = size, size + block
+        basis[:, start:size] = fresh
+        image = tall.T @ (tall @ fresh) if square is None else square @ fresh
+        projected[:size, start:size] = (basis[:, :size].T @ image).double().cpu()
+        projected[start:size, :start] = projected[:start, start:size].T
+        fresh, coupling = _next_block(image, basis[:, :size])
+        if sweep < min(check, sweeps) and size + block <= most:
+            continue
+        values, vectors = torch.linalg.eigh(projected[:size, :size].to(torch.float64 if square is None else tall.dtype))
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        sigma = values[:k].sqrt()
+        floor = torch.finfo(tall.dtype).eps * tall.shape[0] ** 0.5 * sigma[0]
+        wanted = sigma > max(edge, float(floor))
+        # ‖DᵀD v − σ² v‖ is σ times the residual of the triple
+        residual = torch.linalg.vector_norm(coupling.cpu().to(vectors) @ vectors[start:size, :k], dim=0) / sigma
+        excess = float((residual / (tolerance * sigma).clamp_min(floor))[wanted].max()) if wanted.any() else 0.0
+        if sweep == sweeps or excess <= 1:
             break
-        if basis.shape[1] + int(missing.sum()) > most:  # restart from the best vectors: memory stays bounded
-            basis, image = basis @ outer[: 2 * block].T, image @ outer[: 2 * block].T
-        fresh = _orthonormal(remainder[:, missing], against=basis)
-        basis, image = torch.cat([basis, fresh], dim=1), torch.cat([image, matrix @ fresh], dim=1)
-    return _kept(matrix, left, sigma[:k], right, sigma[:1], residual)
+        check, before = _next_check(sweep, excess, *before), (sweep, excess)
+        if square is None and n <= SQUARED and check > sweep + 1 and float(sigma[wanted].min() / sigma[0]) > DIGITS:
+            square = tall.T @ tall
+        if size + block > most:  # restart from the best vectors: memory stays bounded
+            size = 2 * k
+            basis[:, :size] = basis[:, : len(vectors)] @ vectors[:, :size].to(basis)
+            projected[:size, :size] = torch.diag(values[:size])
+    return basis[:, : len(vectors)] @ vectors[:, : k + 8].to(basis)
 
 
 def _kept(
@@ -80,23 +113,18 @@ def _kept(
     left: torch.Tensor,
     sigma: torch.Tensor,
     right: torch.Tensor,
-    largest: torch.Tensor,
-    residual: torch.Tensor | None = None,
+    residual: torch.Tensor,
 ) -> Triples:
     """Without the triples that float32 cannot tell from zero, and with signs that do not depend on the method."""
-    floor = torch.finfo(matrix.dtype).eps * max(matrix.shape) ** 0.5 * largest
+    floor = torch.finfo(matrix.dtype).eps * max(matrix.shape) ** 0.5 * sigma[:1]
     kept = (sigma > floor) & (sigma > 0)
     left, sigma, right = left[:, kept], sigma[kept], right[:, kept]
-    if residual is None:
-        residual = torch.linalg.vector_norm(matrix.T @ left - right * sigma, dim=0)
-    else:
-        residual = residual[kept]
     sign = canonical_signs(left)
     return Triples(
         sigma=sigma,
         left=(left * sign).contiguous(),
         right=(right * sign).contiguous(),
-        residual=residual,
+        residual=residual[kept],
     )
 
 
@@ -108,10 +136,21 @@ def canonical_signs(left: torch.Tensor) -> torch.Tensor:
     return torch.where(left[peak, torch.arange(left.shape[1])] < 0, -1.0, 1.0).to(left)
 
 
-def _orthonormal(columns: torch.Tensor, against: torch.Tensor | None = None) -> torch.Tensor:
-    """An orthonormal basis of `columns`, orthogonal to `against`; twice is enough (Kahan, Parlett)."""
-    for _ in range(2):
-        if against is not None:
-            columns = columns - against @ (against.T @ columns)
-        columns = torch.linalg.qr(columns)[0]
-    return columns
+def _next_check(sweep: int, excess: float, last: int, last_excess: float) -> int:
+    """The expansion after which the bound should hold if residuals go on falling as since the last look.
+
+    At most half as many again as so far: residuals fall faster in the end than in the beginning.
+    """
+    fall = math.log(max(last_excess / excess, 1.01)) / (sweep - last)
+    return sweep + max(1, min(math.ceil(math.log(excess) / fall), sweep // 2))
+
+
+def _next_block(image: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An orthonormal basis [n, b] of what `image` has outside of `basis`, and `image` in it ([b, b]).
+
+    Projected twice, which is enough (Kahan, Parlett), the second time after the columns have got length 1: where
+    little is left of them, most of it is rounding.
+    """
+    fresh, first = torch.linalg.qr(image - basis @ (basis.T @ image))
+    fresh, second = torch.linalg.qr(fresh - basis @ (basis.T @ fresh))
+    return fresh, second @ first
