@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-system chaos lint bench-harvest bench-store bench-weights bench-probes simulate clean
+.PHONY: help setup demo test test-slow test-system chaos lint bench-harvest bench-store bench-weights bench-detect bench-probes simulate clean
 
-bench-harvest: DATA ?= prompts
+bench-harvest bench-detect: DATA ?= prompts
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,7 +26,10 @@ demo: $(READY)  ## the whole story on a real small model; ends with the path of 
 	$(BIN)/thresher demo --out demo-out
 
 test: $(READY) lint  ## everything that needs no root and no system packages
-	THRESHER_SCHEDULES=100 THRESHER_KILLS=4 $(BIN)/python -m pytest -m "not system" -q
+	THRESHER_SCHEDULES=100 THRESHER_KILLS=4 $(BIN)/python -m pytest -m "not system and not slow" -q
+
+test-slow: $(READY)  ## what trains the real model: minutes each
+	$(BIN)/python -m pytest -m slow -q --timeout 3600
 
 test-system: $(READY)  ## what needs Chromium or root, and the fault suites at full length
 	$(BIN)/python -m pytest -m system -q
@@ -50,6 +53,9 @@ bench-store: $(READY)  ## writing and reading a store, next to what there is
 
 bench-weights: $(READY)  ## weight differences, next to full and randomized decompositions
 	$(BIN)/python bench/weights.py
+
+bench-detect: $(READY)  ## every detector against models with known ground truth; DATA=folder of prompt files, SEEDS='0 1 2'
+	PYTHONPATH=. $(BIN)/python bench/detect.py --data $(DATA) $(foreach seed,$(SEEDS),--seed $(seed))
 
 bench-probes: $(READY)  ## fitting probes, next to scikit-learn
 	$(BIN)/python bench/probes.py

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         read_exemplars,
         read_moments,
     )
-    from analysis.weights import WeightDelta, load_delta, weight_delta
+    from analysis.weights import WeightDelta, load_delta, weight_delta, weight_deltas
 
 __all__ = [
     "ColumnLoader",
@@ -35,6 +35,7 @@ __all__ = [
     "read_exemplars",
     "read_moments",
     "weight_delta",
+    "weight_deltas",
 ]
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "WeightDelta": "analysis.weights",
     "load_delta": "analysis.weights",
     "weight_delta": "analysis.weights",
+    "weight_deltas": "analysis.weights",
 }
 
 

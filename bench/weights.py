@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from analysis.weights import weight_delta
-from analysis.weights.noise import cheap_edge
+from analysis.weights.noise import rounding_noise
 from analysis.weights.svd import top_triples
 from harvest.gguf import unpacked
 from store import ModelRef
@@ -50,12 +50,7 @@ def difference(shape: tuple[int, int], seed: int) -> tuple[torch.Tensor, float]:
     sigma = 0.5 * 0.75 ** torch.arange(12)
     tuned = (base.float() + left * sigma @ right.T).bfloat16()
     delta = tuned.float() - base.float()
-    square = float(tuned.float().square().sum())
-    rows = float(torch.linalg.vector_norm(tuned.float(), dim=1).max())
-    columns = float(torch.linalg.vector_norm(tuned.float(), dim=0).max())
-    moved = float((delta != 0).float().mean())
-    edge = cheap_edge(torch.bfloat16, square=square, largest_row=rows, largest_column=columns, shape=shape, moved=moved)
-    return delta, edge.bound
+    return delta, rounding_noise([tuned.float()], delta, torch.bfloat16).bound
 
 
 def errors(

@@ -4,7 +4,8 @@ What `thresher monitor` does, for programs.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,26 @@ from typing import Any
 import numpy as np
 
 from analysis.monitors import (
+    Calibrator,
     ExtremesSink,
     Monitor,
     MonitorSink,
+    Reference,
+    ReferenceSink,
+    Scorer,
     calibrate,
     common_prefix,
     load_monitor,
     watched,
 )
-from analysis.monitors.calibrate import check_request
+from analysis.monitors.calibrate import check_pair
 from analysis.monitors.monitor import described
-from analysis.sinks import ProjectionSink
+from analysis.sinks.scoring import ALL, check_scoring, needs_reference
 from analysis.statistics.bootstrap import bootstrap_mean
 from analysis.weights import load_delta
 from harvest import EncodedPrompt, Progress, encode, harvest, load_tokenizer
 from harvest.loading import context_of, load_config
-from store import IncompleteError, InputError, ModelRef, Pool, PromptSet, Sink, Store
+from store import Direction, IncompleteError, InputError, ModelRef, Pool, PromptSet, Sink, Store
 
 Watch = Callable[[Progress], None]
 
@@ -40,25 +45,60 @@ class Pass:
     progress: Watch | None = None
     truncate: bool = False
 
-    def columns(self, model: ModelRef, prompts: PromptSet, sink: Sink, *, max_quarantined: int = 0) -> list[np.ndarray]:
-        """The sink's columns, each as one array in the order of the prompts.
+    def columns(self, model: ModelRef, prompts: PromptSet, *sinks: Sink, max_quarantined: int = 0) -> list[np.ndarray]:
+        """The sinks' columns, sink by sink, each as one array in the order of the prompts; from one run of the model.
 
         Raises IncompleteError where more prompts than `max_quarantined` could not be run; a sink leaves NaN there.
         """
+        with self._harvested(model, prompts, sinks, max_quarantined) as store:
+            return [np.asarray(store.column(model, name)[:]) for sink in sinks for name in sink.columns]
+
+    def extremes(self, model: ModelRef, prompts: PromptSet, *scorers: Scorer) -> list[np.ndarray]:
+        """Of each scorer the extremes float32 [n, c, 2 r] of the prompts; from one run of the model.
+
+        What monitors are fitted and scored on (`analysis.monitors.calibrate`, `Monitor.score`), for all rules and any
+        rows of the prompts. A prompt that could not be run is NaN.
+        """
+        sinks = [ExtremesSink(scorer=scorer) for scorer in scorers]
+        return self.columns(model, prompts, *sinks, max_quarantined=len(prompts))[::2]
+
+    def reference(
+        self,
+        model: ModelRef,
+        prompts: PromptSet,
+        *,
+        directions: Sequence[Direction],
+        scoring: str,
+        roles: tuple[str, ...] = ALL,
+        prefix: tuple[int, ...] = (),
+    ) -> Mapping[str, Reference]:
+        """By site, what `scoring` is measured from: over `prompts`, which must be those of the scale alone.
+
+        Raises InputError where a prompt's activations are not finite or none has tokens of the roles, and
+        IncompleteError where a prompt could not be run.
+        """
+        sink = ReferenceSink(directions=tuple(directions), kind=scoring, roles=roles, prefix=prefix)
+        with self._harvested(model, prompts, [sink], 0) as store:
+            return sink.read(store, model, groups=len(np.unique(prompt_groups(prompts))))
+
+    @contextmanager
+    def _harvested(
+        self, model: ModelRef, prompts: PromptSet, sinks: Sequence[Sink], max_quarantined: int
+    ) -> Iterator[Store]:
         with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
             store = Store.create(str(Path(folder) / "scores"), prompts)
             harvest(
                 model,
                 store,
                 None,
-                sinks=[sink],
+                sinks=list(sinks),
                 pool=self.pool,
                 truncate=self.truncate,
                 max_quarantined=max_quarantined,
                 certificate_prompts=0,
                 progress=self.progress,
             ).raise_if_incomplete()
-            return [np.asarray(store.column(model, name)[:]) for name in sink.columns]
+            yield store
 
 
 def fit_monitor(
@@ -66,28 +106,42 @@ def fit_monitor(
     model: ModelRef,
     prompts: PromptSet,
     *,
-    fpr: float = 0.01,
-    rule: str = "z",
+    calibrator: Calibrator | None = None,
     scoring: str = "cosine",
+    roles: tuple[str, ...] = ALL,
     noise: bool = False,
     run: Pass | None = None,
 ) -> Monitor:
     """A monitor of the directions in `delta` (a folder of `thresher weights`), calibrated on clean prompts.
 
-    Raises InputError where there are too few prompts for `fpr`, no directions to watch, or `model` is not the tuned
-    model of the difference.
+    What needs moments of clean tokens takes them in a pass of its own over the prompts of the scale. The paper's rule
+    scores every token, the first too.
+    Raises InputError where there are too few prompts for the rate asked for, no directions to watch, or `model` is not
+    the tuned model of the difference.
     """
-    model, run = model.resolve(), run or Pass()
+    model, run, calibrator = model.resolve(), run or Pass(), calibrator or Calibrator()
+    check_scoring(scoring, roles)
+    check_pair(scoring, calibrator.rule)
     record, found = load_delta(delta)
-    directions = watched(found, rule=rule, noise=noise)
+    directions = tuple(watched(found, rule=calibrator.rule, noise=noise))
     _check_tuned(delta, record, model)
     groups = prompt_groups(prompts)
-    check_request(groups, fpr=fpr, rule=rule, scoring=scoring)
-    encoded = _encoded(model, prompts, truncate=run.truncate)
+    scale, _ = calibrator.halves(groups)
+    encoded = encoded_prompts(model, prompts, truncate=run.truncate)
     prefix = common_prefix([prompt.ids for prompt in encoded])
-    sink = ExtremesSink(directions=tuple(directions), scoring=scoring, prefix=prefix)
-    extremes, _ = run.columns(model, prompts, sink)
-    monitor = calibrate(directions, extremes, groups, fpr=fpr, rule=rule, scoring=scoring, prefix=prefix)
+    reference: Mapping[str, Reference] = {}
+    if needs_reference(scoring):
+        chosen = PromptSet.from_table(prompts.table.filter(scale))
+        reference = run.reference(model, chosen, directions=directions, scoring=scoring, roles=roles, prefix=prefix)
+    scorer = Scorer(
+        directions=directions,
+        kind=scoring,
+        roles=roles,
+        prefix=None if calibrator.rule == "minmax" else prefix,
+        reference=reference,
+    )
+    extremes, _ = run.columns(model, prompts, ExtremesSink(scorer=scorer))
+    monitor = calibrate(scorer, extremes, groups, calibrator=calibrator)
     return replace(
         monitor,
         model={"name": model.name, "adapter": model.adapter, "digest": model.digest, "dtype": model.dtype},
@@ -106,135 +160,85 @@ def _check_tuned(delta: str, record: dict[str, Any], model: ModelRef) -> None:
         )
 
 
-def score_prompts(monitor: Monitor, model: ModelRef, prompts: PromptSet, *, run: Pass | None = None) -> dict[str, Any]:
+def score_prompts(
+    monitor: Monitor, model: ModelRef, prompts: PromptSet, *, domain: str | None = None, run: Pass | None = None
+) -> dict[str, Any]:
     """The JSON of `thresher monitor score`: what is flagged, by which direction, at which token, and the rate.
 
-    Prompts that could not be run or whose scores are not finite are listed with `flagged` and `score` None, counted
-    in `unscored` and left out of `n` and of the rate. Raises InputError for another model than the monitor's, and
-    IncompleteError where no prompt has a score.
+    With `domain`, a column of the prompts, also the rate of each of its values. Prompts that could not be run or whose
+    scores are not finite are listed with `flagged` and `score` None, counted in `unscored` and left out of `n` and of
+    the rate; those without tokens of the monitor's roles are not flagged, and have `score` and `direction` None.
+    Raises InputError for another model than the monitor's and for an unknown column, and IncompleteError where no
+    prompt has a score.
     """
     model = model.resolve()
     monitor.check(model)
+    domains = None if domain is None else prompts.labels(domain)
     sink = MonitorSink(monitor=monitor)
     scores, fired = (run or Pass()).columns(model, prompts, sink, max_quarantined=len(prompts))
-    scored = np.isfinite(scores[:, 0])
-    _check_some(scored)
-    rows: list[dict[str, Any]] = [
-        {
-            "prompt_id": prompt_id,
-            "flagged": bool(score > monitor.threshold),
-            "score": float(score),
-            "direction": monitor.directions[place[0]].name,
-            "site": monitor.directions[place[0]].site,
-            "side": "low" if place[1] else "high",
-            "position": int(place[2]),
-            "raw": float(raw),
-        }
-        if np.isfinite(score)
-        else {"prompt_id": prompt_id, "flagged": None, "score": None}
-        for prompt_id, (score, raw), place in zip(prompts.prompt_ids, scores.astype(np.float64), fired, strict=True)
+    scored = ~np.isnan(scores[:, 0])
+    check_some(scored)
+    channels = monitor.scorer.channels
+    rows = [
+        _verdict(monitor, channels, prompt_id, score=float(numbers[0]), raw=float(numbers[1]), place=place.tolist())
+        for prompt_id, numbers, place in zip(prompts.prompt_ids, scores, fired, strict=True)
     ]
-    flags = np.array([row["flagged"] for row in rows if row["flagged"] is not None])
+    flags = scores[:, 0].astype(np.float64) > monitor.threshold
+    groups = prompt_groups(prompts)
     noun = "groups" if "group" in prompts.table.column_names else "prompts"
-    return {
-        "flagged": int(flags.sum()),
-        "n": len(flags),
-        "unscored": len(rows) - len(flags),
-        "rate": bootstrap_mean(flags, prompt_groups(prompts)[scored], noun=noun).record(),
-        "threshold": monitor.threshold,
-        "monitor": monitor.id,
-        "prompts": rows,
-    }
 
-
-def audit_prompts(
-    monitor: Monitor,
-    model: ModelRef,
-    prompts: PromptSet,
-    *,
-    top: int = 5,
-    directions: int = 8,
-    run: Pass | None = None,
-) -> dict[str, Any]:
-    """The JSON of `thresher monitor audit`: for the directions that fire most, their top and bottom prompts by token.
-
-    `directions` that reach the largest standardised score anywhere in the corpus are shown, each with its `top`
-    highest and lowest prompts; every token comes with its string and raw score (None where that is not finite), so
-    that a report can colour it. Prompts without a finite score are counted in `unscored` and shown nowhere. Raises
-    InputError for another model than the monitor's, and IncompleteError where no prompt has a score.
-    """
-    model, run = model.resolve(), run or Pass()
-    monitor.check(model)
-    sink = ExtremesSink(directions=monitor.directions, scoring=monitor.scoring, prefix=monitor.prefix)
-    extremes, positions = run.columns(model, prompts, sink, max_quarantined=len(prompts))
-    scored = np.isfinite(extremes).all(axis=(1, 2))
-    _check_some(scored)
-    standard = np.where(scored[:, None, None], monitor.standardise(extremes), -np.inf)  # an unscored prompt is last
-    loudest = np.argsort(-standard.max(axis=(0, 2)), kind="stable")[:directions]
-    shown = {
-        int(place): [np.argsort(-standard[:, place, side], kind="stable")[: min(top, scored.sum())] for side in (0, 1)]
-        for place in loudest
-    }
-    chosen = sorted({int(row) for sides in shown.values() for rows in sides for row in rows})
-    subset = PromptSet.from_table(prompts.table.take(chosen))
-    audited = tuple(monitor.directions[place] for place in shown)
-    (tokens,) = run.columns(model, subset, ProjectionSink(directions=audited, scoring=monitor.scoring))
-    texts = _token_strings(model, subset, truncate=run.truncate)
-    starts = np.cumsum([0, *(len(text) for text in texts)])
-    if starts[-1] != len(tokens):
-        raise IncompleteError(f"{len(tokens)} of the {starts[-1]} tokens to show have a score: rerun the audit")
-
-    def example(row: int, place: int, column: int, side: int) -> dict[str, Any]:
-        here = chosen.index(row)
+    def part(chosen: np.ndarray) -> dict[str, Any]:
+        chosen = chosen & scored
         return {
-            "prompt_id": prompts.table["prompt_id"][row].as_py(),
-            "score": float(extremes[row, place, side] * (1 - 2 * side)),
-            "standardised": float(standard[row, place, side]),
-            "position": int(positions[row, place, side]),
-            "tokens": texts[here],
-            "scores": [
-                float(value) if np.isfinite(value) else None
-                for value in tokens[starts[here] : starts[here + 1], column]
-            ],
+            "n": int(chosen.sum()),
+            "flagged": int(flags[chosen].sum()),
+            "rate": bootstrap_mean(flags[chosen], groups[chosen], noun=noun).record() if chosen.any() else None,
         }
 
-    found = []
-    for column, (place, sides) in enumerate(shown.items()):
-        direction = monitor.directions[place]
-        highest, lowest = ([example(int(r), place, column, side) for r in rows] for side, rows in enumerate(sides))
-        found.append(
-            {
-                "direction": direction.name,
-                "site": direction.site,
-                "source": dict(direction.source),
-                "top": highest,
-                "bottom": lowest,
-            }
-        )
+    told: dict[str, Any] = {**part(scored), "unscored": int((~scored).sum())}
+    if domains is not None:
+        names = np.array(["(none)" if name is None else str(name) for name in domains])
+        told["domains"] = {name: part(names == name) for name in np.unique(names).tolist()}
+    return {**told, "threshold": monitor.threshold, "monitor": monitor.id, "prompts": rows}
+
+
+def _verdict(
+    monitor: Monitor,
+    channels: Sequence[tuple[str, str]],
+    prompt_id: str,
+    *,
+    score: float,
+    raw: float,
+    place: Sequence[int],
+) -> dict[str, Any]:
+    """What is said of one prompt: its score and the channel, side, role and token position that it comes from."""
+    channel, side, role, position = place
+    if np.isnan(score):
+        return {"prompt_id": prompt_id, "flagged": None, "score": None}
+    if channel < 0:
+        return {"prompt_id": prompt_id, "flagged": False, "score": None, "direction": None}
+    name, site = channels[channel]
     return {
-        "monitor": monitor.id,
-        "threshold": monitor.threshold,
-        "n": int(scored.sum()),
-        "unscored": int((~scored).sum()),
-        "directions": found,
+        "prompt_id": prompt_id,
+        "flagged": score > monitor.threshold,
+        "score": score,
+        "direction": name,
+        "site": site,
+        "side": "low" if side else "high",
+        "role": monitor.scorer.roles[role],
+        "position": position,
+        "raw": raw,
     }
 
 
-def _check_some(scored: np.ndarray) -> None:
+def check_some(scored: np.ndarray) -> None:
     if not scored.any():
         raise IncompleteError(
             f"none of the {len(scored)} prompts has a finite score: try --dtype float32, in the monitor's fit as well"
         )
 
 
-def _token_strings(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[list[str]]:
-    """The tokens of each prompt as text, byte pairs that are no character by themselves shown as such."""
-    tokenizer = load_tokenizer(model)
-    encoded = _encoded(model, prompts, truncate=truncate)
-    return [[tokenizer.decode([int(token)]) for token in prompt.ids] for prompt in encoded]
-
-
-def _encoded(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[EncodedPrompt]:
+def encoded_prompts(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[EncodedPrompt]:
     """The prompts as a harvest encodes them, cut to the context where it cuts them."""
     context = context_of(load_config(model).get_text_config(decoder=True))
     return encode(load_tokenizer(model), prompts.table, context=context, truncate=truncate)
@@ -251,4 +255,4 @@ def prompt_groups(prompts: PromptSet) -> np.ndarray:
     return np.array([f"prompt {own}" if group is None else f"group {group}" for own, group in named])
 
 
-__all__ = ["Pass", "audit_prompts", "fit_monitor", "load_monitor", "prompt_groups", "score_prompts"]
+__all__ = ["Pass", "fit_monitor", "load_monitor", "prompt_groups", "score_prompts"]

@@ -1,7 +1,7 @@
 """Models in, activations out: reads and writes sites while a model runs."""
 
 from harvest.certificate import Certificate
-from harvest.encoding import ROLES, EncodedPrompt, encode
+from harvest.encoding import EncodedPrompt, encode
 from harvest.execution import Progress
 from harvest.generation import Sampling, generate
 from harvest.interventions import Intervention, intervene
@@ -12,6 +12,7 @@ from harvest.responses import respond
 from harvest.run import harvest
 from harvest.settings import NumericSettings
 from harvest.token_sinks import Int8Sink, LogProbSink
+from store.sink import ROLES
 
 __all__ = [
     "ROLES",

@@ -72,7 +72,8 @@ class Cost:
         try:
             with torch.inference_mode():
                 sink.start(unit, prompts)
-                sink.add(SinkBatch(activations=rows, prompt=none, position=none, token_id=none))
+                role = none.astype(np.int8)
+                sink.add(SinkBatch(activations=rows, prompt=none, position=none, token_id=none, role=role))
                 made = sink.finish()
         except InputError:
             if not any(site.startswith("module:") for site in sink.sites):

@@ -14,9 +14,7 @@ import pyarrow as pa
 
 from harvest.chat import Piece, render_chat
 from store.errors import InputError
-
-# What a token can be: of a template or special, of a plain text, or of a message.
-ROLES = ("template", "text", "system", "user", "assistant", "tool")
+from store.sink import ROLES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from harvest.encoding import ROLES, EncodedPrompt, check_role
+from harvest.encoding import EncodedPrompt, check_role
 from store.errors import InputError
+from store.sink import ROLES
 
 DEFAULT_ALPHA = 0.1
 

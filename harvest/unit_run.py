@@ -13,12 +13,13 @@ import pyarrow as pa
 import torch
 
 from harvest.batching import filler, plan_batches, plan_packs
-from harvest.encoding import ROLES, EncodedPrompt
+from harvest.encoding import EncodedPrompt
 from harvest.prefixes import Group, plan_groups, short_context
 from harvest.reader import FINAL, Prefix, Reader
 from harvest.selection import selected_tokens
 from store import Sink, SinkBatch, SinkColumn, Unit
 from store.errors import InputError, ThresherError, first_line
+from store.sink import ROLES
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -195,6 +196,7 @@ class UnitRun:
             prompt=np.repeat(np.array(kept, np.int32), [len(part) for part in positions]),
             position=np.concatenate([none, *positions]),
             token_id=np.concatenate([none, *(self.prompts[row].ids[self.keep[row]] for row in kept)]),
+            role=np.concatenate([none.astype(np.int8), *(self.prompts[row].role[self.keep[row]] for row in kept)]),
             logits=None if final is None or head is None else lambda part: head.logits(final[part]),
         )
         for site, values in found.items():

@@ -10,6 +10,8 @@ import pyarrow as pa
 from store.unit import Unit
 
 ROWS = ("token", "prompt", "unit")
+# What a token can be: of a template or special, of a plain text, or of a message.
+ROLES = ("template", "text", "system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class SinkBatch:
                  rows of one prompt are consecutive and in order of position
     position     int32 [rows], token position in the prompt, from 0
     token_id     int32 [rows]
+    role         int8 [rows], index into ROLES
     logits       callable giving [rows, vocabulary] for a slice of rows, for sinks that ask; None otherwise
     """
 
@@ -28,6 +31,7 @@ class SinkBatch:
     prompt: np.ndarray
     position: np.ndarray
     token_id: np.ndarray
+    role: np.ndarray
     logits: Any | None = None
 
 

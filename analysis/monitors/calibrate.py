@@ -3,134 +3,186 @@
 Scale and threshold come from different prompts. Standardising by the prompts that also set the threshold makes
 their own scores smaller than those of new prompts, and a nominal 1 % into several; with disjoint prompts the
 threshold prompts and any new clean prompt are exchangeable given the scale, and split conformal prediction holds
-exactly.
+exactly. All directions, sides and roles are counted: the threshold is on the largest of them.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from analysis.monitors.monitor import RULES, SCORINGS, Monitor
+from analysis.monitors.monitor import Monitor
+from analysis.monitors.scale import EPSILON, RULES, scale_of
+from analysis.sinks.scoring import Scorer
 from analysis.statistics.conformal import conformal_threshold, groups_needed
-from store.direction import Direction
+from analysis.statistics.tail import TAIL_GROUPS, fit_tail
+from analysis.statistics.tolerance import group_maxima, tolerance_groups_needed, tolerance_threshold
 from store.errors import InputError
 
 SCALE_AT_LEAST = 20  # groups from which centre and spread are taken
-EPSILON = 0.01  # of the paper's rule: how far beyond the calibration range a cosine must be
+GUARANTEES = ("marginal", "conditional")
+TAILS = ("none", "pot")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """How a monitor's scale and threshold are found.
+
+    rule       the scale, see `analysis.monitors.scale`; `minmax` is the paper's whole rule, without a threshold of rate
+    fpr        share of clean groups that may be flagged
+    guarantee  `marginal`: a new clean prompt is flagged with probability `fpr` at most, on average over calibrations;
+               `conditional`: with 95 % confidence this very monitor's rate is `fpr` at most
+    tail       `pot`: the threshold is extrapolated from the largest scores (peaks over threshold), for an `fpr` finer
+               than the groups can show; no guarantee
+
+    Raises InputError for an unknown word, a rate that is none, or what does not go together.
+    """
+
+    rule: str = "z"
+    fpr: float = 0.01
+    guarantee: str = "marginal"
+    tail: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, word, known in (
+            ("rule", self.rule, RULES),
+            ("guarantee", self.guarantee, GUARANTEES),
+            ("tail", self.tail, TAILS),
+        ):
+            if word not in known:
+                raise InputError(f"unknown {name} {word!r}: use {', '.join(known)}")
+        if not 0 < self.fpr < 1:
+            raise InputError(f"a false-positive rate of {self.fpr} is not between 0 and 1")
+        if self.rule == "minmax" and (self.guarantee, self.tail) != ("marginal", "none"):
+            raise InputError("rule minmax has the calibration range for a threshold: leave --guarantee and --tail out")
+        if self.tail == "pot" and self.guarantee == "conditional":
+            raise InputError("an extrapolated tail guarantees nothing: leave --tail pot or --guarantee conditional out")
+
+    @property
+    def groups_needed(self) -> int:
+        """Independent groups that the threshold takes; 1 for the paper's rule."""
+        if self.rule == "minmax":
+            return 1
+        if self.tail == "pot":
+            return TAIL_GROUPS
+        return tolerance_groups_needed(self.fpr) if self.guarantee == "conditional" else groups_needed(self.fpr)
+
+    def halves(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bool [n] twice: prompts for the scale, prompts for the threshold; all for both with the paper's rule.
+
+        A group's name, hashed, says where it falls. The threshold gets half of the groups, or as many as `fpr` needs
+        where that is more. Raises InputError where there are too few groups, saying how many are needed.
+        """
+        if self.rule == "minmax":
+            return np.ones(len(groups), bool), np.ones(len(groups), bool)
+        names = sorted(set(groups.tolist()), key=group_hash)
+        needed = self.groups_needed
+        held = max(needed, (len(names) + 1) // 2)
+        if len(names) - held < SCALE_AT_LEAST:
+            raise InputError(self._too_few(len(names)))
+        second = np.isin(groups, np.array(names[:held], dtype=groups.dtype))
+        return ~second, second
+
+    def threshold(self, scores: np.ndarray, groups: np.ndarray) -> tuple[float, dict[str, Any]]:
+        """The threshold on standardised scores [n] of prompts that set no scale, and what is known of its rate.
+
+        `fpr`; `fpr_upper_95`, below which this very threshold's rate is with 95 % confidence, from the groups alone;
+        with a tail, `extrapolated`: the fitted rate's interval, which holds if the tail goes on as it was fitted.
+        """
+        known: dict[str, Any] = {"fpr": self.fpr}
+        if self.tail == "pot":
+            tail = fit_tail(group_maxima(scores, groups))
+            threshold = tail.threshold(self.fpr)
+            low, high = tail.beyond_interval(threshold)
+            known["extrapolated"] = {
+                "fpr": tail.beyond(threshold),
+                "low": low,
+                "high": high,
+                "shape": tail.shape,
+                "scale": tail.scale,
+                "cut": tail.cut,
+                "excesses": len(tail.excesses),
+            }
+        elif self.guarantee == "conditional":
+            threshold = tolerance_threshold(scores, groups, fpr=self.fpr)
+        else:
+            threshold = conformal_threshold(scores, groups, fpr=self.fpr)
+        n = len(np.unique(groups))
+        above = len(np.unique(groups[scores > threshold]))
+        known["fpr_upper_95"] = float(stats.beta.ppf(0.95, above + 1, max(n - above, 1e-9)))
+        known["groups"] = n
+        return threshold, known
+
+    def _too_few(self, there: int) -> str:
+        needed, rest = self.groups_needed, there - SCALE_AT_LEAST
+        hint = ""
+        if self.tail == "none" and rest > 1:
+            # The finest rate that the groups at hand bear, rounded up so that it does.
+            finest = 1 - 0.05 ** (1 / rest) if self.guarantee == "conditional" else 1 / rest
+            finest = np.ceil(1000 * finest) / 1000
+            hint = f", or ask for --fpr {finest:g}" if finest < 0.5 else ""
+        what = f"a false-positive rate of {100 * self.fpr:g} %"
+        what += " with 95 % confidence" if self.guarantee == "conditional" else ""
+        what += " from a fitted tail" if self.tail == "pot" else ""
+        return (
+            f"{what} needs {needed + SCALE_AT_LEAST} independent calibration prompts "
+            f"({SCALE_AT_LEAST} for the scale, {needed} for the threshold), there are {there}: give more{hint}"
+        )
 
 
 def calibrate(
-    directions: list[Direction],
-    extremes: np.ndarray,
-    groups: np.ndarray,
-    *,
-    fpr: float = 0.01,
-    rule: str = "z",
-    scoring: str = "cosine",
-    prefix: tuple[int, ...] = (),
+    scorer: Scorer, extremes: np.ndarray, groups: np.ndarray, *, calibrator: Calibrator | None = None
 ) -> Monitor:
     """A monitor from clean prompts.
 
-    extremes  float [n, t, 2] of the n prompts (see `analysis.monitors.monitor`)
+    extremes  float [n, c, 2 r] of the n prompts, as `ExtremesSink` gives them
     groups    string [n]: prompts of one group are not independent and stay in one half
 
-    Its `calibration` states, for `z`: `fpr`, the marginal bound (a new clean prompt of the same kind is flagged
-    with at most that probability, over calibrations) and `fpr_upper_95` (this monitor's own rate is below it with
-    95 % confidence; both from the threshold groups); for `minmax` the marginal bound min(1, 2 t / (g + 1)) of g
-    groups.
-
-    Raises InputError where there are too few groups for `fpr`, saying how many are needed.
+    Its `calibration` says what it rests on (see `Calibrator.threshold`), and how many directions, and extremes of
+    them, the rate counts. For `minmax` the rate is the bound min(1, extremes / (g + 1)) of g groups.
+    Raises InputError where there are too few groups, or prompts without finite scores.
     """
-    check_request(groups, fpr=fpr, rule=rule, scoring=scoring)
+    calibrator = calibrator or Calibrator()
+    check_pair(scorer.kind, calibrator.rule)
     extremes = np.asarray(extremes, np.float64)
-    if not np.isfinite(extremes).all():
+    if np.isnan(extremes).any() or np.isposinf(extremes).any():
         raise InputError("some calibration prompts have no finite scores: leave them out")
-    if rule == "minmax":
-        return _minmax(directions, extremes, groups, prefix)
-    first, second = _halves(groups, fpr)
-    centre = extremes[first].mean(axis=0)
-    deviation = extremes[first].std(axis=0, ddof=1)
-    # A direction that hardly moves over the calibration prompts must not fire on the rounding of its scores.
-    spread = np.maximum(deviation, 0.05 * np.median(deviation) + 1e-12)
-    monitor = Monitor(
-        directions=tuple(directions),
-        scoring=scoring,
-        rule=rule,
-        prefix=prefix,
-        centre=centre,
-        spread=spread,
-        threshold=0.0,
-    )
-    scores = monitor.score(extremes[second]).score
-    threshold = conformal_threshold(scores, groups[second], fpr=fpr)
-    n = len(np.unique(groups[second]))
-    above = len(np.unique(groups[second][scores > threshold]))
-    return Monitor(
-        directions=tuple(directions),
-        scoring=scoring,
-        rule=rule,
-        prefix=prefix,
-        centre=centre,
-        spread=spread,
-        threshold=threshold,
-        calibration={
-            "fpr": fpr,
-            "fpr_upper_95": float(stats.beta.ppf(0.95, above + 1, max(n - above, 1e-9))),
-            "n": len(extremes),
-            "n_scale": int(first.sum()),
-            "n_threshold": int(second.sum()),
-            "directions": len(directions),
-        },
-    )
+    scale, held = calibrator.halves(groups)
+    check_roles(scorer, extremes[scale], groups[scale], least=1 if calibrator.rule == "minmax" else SCALE_AT_LEAST)
+    centre, spread = scale_of(calibrator.rule, extremes[scale])
+    monitor = Monitor(scorer=scorer, rule=calibrator.rule, centre=centre, spread=spread, threshold=EPSILON)
+    counted = {"n": len(extremes), "directions": len(scorer.directions), "extremes": scorer.extremes}
+    if calibrator.rule == "minmax":
+        independent = len(np.unique(groups))
+        bound = min(1.0, scorer.extremes / (independent + 1))
+        return monitor.with_threshold(EPSILON, {"fpr": bound, "groups": independent, **counted})
+    threshold, known = calibrator.threshold(monitor.score(extremes[held]).score, groups[held])
+    halves = {"n_scale": int(scale.sum()), "n_threshold": int(held.sum())}
+    told = {"guarantee": calibrator.guarantee, "tail": calibrator.tail}
+    return monitor.with_threshold(threshold, {**known, **told, **counted, **halves})
 
 
-def _minmax(directions: list[Direction], extremes: np.ndarray, groups: np.ndarray, prefix: tuple[int, ...]) -> Monitor:
-    """The paper's rule: beyond the largest or below the smallest cosine of all calibration prompts by `EPSILON`."""
-    independent = len(np.unique(groups))
-    bound: dict[str, Any] = {
-        "fpr": min(1.0, 2 * len(directions) / (independent + 1)),
-        "n": len(extremes),
-        "groups": independent,
-        "directions": len(directions),
-    }
-    return Monitor(
-        directions=tuple(directions),
-        scoring="cosine",
-        rule="minmax",
-        prefix=prefix,
-        centre=extremes.max(axis=0),
-        spread=np.ones(extremes.shape[1:]),
-        threshold=EPSILON,
-        calibration=bound,
-    )
+def check_pair(scoring: str, rule: str) -> None:
+    """Raises InputError for a scoring that the paper's rule does not have."""
+    if rule == "minmax" and scoring != "cosine":
+        raise InputError(f"rule minmax is the paper's, of cosines: leave --scoring {scoring} out, or use another rule")
 
 
-def check_request(groups: np.ndarray, *, fpr: float, rule: str, scoring: str) -> None:
-    """Raises InputError as `calibrate` would: to be asked before the model has run over every prompt."""
-    if rule not in RULES or scoring not in SCORINGS:
-        raise InputError(f"unknown rule {rule!r} or scoring {scoring!r}: use {', '.join(RULES)}; {', '.join(SCORINGS)}")
-    if rule != "minmax":
-        _halves(groups, fpr)
+def check_roles(scorer: Scorer, extremes: np.ndarray, groups: np.ndarray, *, least: int) -> None:
+    """Raises InputError where fewer than `least` groups have tokens of a role: it would have no scale."""
+    for place, role in enumerate(scorer.roles):
+        there = np.isfinite(extremes[:, :, 2 * place]).any(axis=1)
+        found = len(np.unique(groups[there]))
+        if found < least:
+            raise InputError(
+                f"{found} of {len(np.unique(groups))} independent calibration prompts for the scale have tokens of the "
+                f"role {role}, {least} are needed: give prompts with such tokens, or other --roles (plain texts have "
+                "the role text)"
+            )
 
 
-def _halves(groups: np.ndarray, fpr: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bool [n] twice: prompts for the scale, prompts for the threshold. A group's name, hashed, says where it falls.
-
-    The threshold gets half of the groups, or as many as `fpr` needs where that is more.
-    """
-    if not 0 < fpr < 1:
-        raise InputError(f"a false-positive rate of {fpr} is not between 0 and 1")
-    names = sorted(set(groups.tolist()), key=lambda name: hashlib.sha256(str(name).encode()).digest())
-    needed = groups_needed(fpr)
-    held = max(needed, (len(names) + 1) // 2)
-    if len(names) - held < SCALE_AT_LEAST:
-        finest = 1 / max(1, len(names) - SCALE_AT_LEAST)
-        hint = f", or ask for --fpr {np.ceil(1000 * finest) / 1000:g}" if finest < 0.5 else ""
-        raise InputError(
-            f"a false-positive rate of {100 * fpr:g} % needs {needed + SCALE_AT_LEAST} independent calibration prompts "
-            f"({SCALE_AT_LEAST} for the scale, {needed} for the threshold), there are {len(names)}: give more{hint}"
-        )
-    second = np.isin(groups, np.array(names[:held], dtype=groups.dtype))
-    return ~second, second
+def group_hash(name: Any) -> bytes:
+    """32 bytes that order groups, the same in every process."""
+    return hashlib.sha256(str(name).encode()).digest()

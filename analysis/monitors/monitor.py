@@ -1,38 +1,41 @@
 """Monitors: directions with a calibrated threshold on the largest score of a prompt.
 
-A prompt's score along a direction is taken at its most extreme tokens on either side. `extremes` [n, t, 2] holds,
-for n prompts and t directions, the largest score over the prompt's tokens and the largest of the negated score. A
-monitor standardises each of these 2 t numbers and flags the prompt when the largest of them exceeds one threshold.
+A prompt's score along a direction is taken at its most extreme tokens on either side. `extremes` [n, c, 2 r] holds,
+for n prompts, c channels (a direction's score, or a site's) and r roles of tokens, the largest score over the prompt's
+tokens of role k at 2 k and the largest negated score at 2 k + 1. A monitor standardises each of these 2 c r numbers and
+flags the prompt when the largest of them exceeds one threshold.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.digest import digest_json, sha256
+from analysis.sinks.scoring import Reference, Scorer
+from store.digest import digest_json
 from store.direction import Direction, load_directions, save_directions
 from store.errors import InputError
 from store.model_ref import ModelRef
 
-SCORINGS = ("cosine", "projection")
-RULES = ("z", "minmax")
-FORMAT = "thresher-monitor-1"
+FORMAT = "thresher-monitor-2"
+FORMATS = ("thresher-monitor-1", FORMAT)  # 1 had one pool of tokens, and scores that need no reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of n prompts: `score` float64 [n], the largest standardised extreme; `direction` int64 [n], whose it is;
-    `side` int64 [n], 0 where the direction fired upwards, 1 downwards; `flagged` bool [n].
+    """Of n prompts: `score` float64 [n], the largest standardised extreme; int64 [n] each, whose it is: `channel`,
+    `side` (0 where it fired upwards, 1 downwards) and `role` (place in the scorer's roles); `flagged` bool [n].
 
-    A prompt with an extreme that is not finite is not scored: its score is NaN, direction and side are −1, and it
-    is not flagged, which does not make it clean."""
+    A prompt with an extreme that is NaN or infinite is not scored: its score is NaN, and it is not flagged, which does
+    not make it clean. One without tokens of any role has the score −inf, and is not flagged. Channel, side and role
+    are −1 for both."""
 
     score: np.ndarray
-    direction: np.ndarray
+    channel: np.ndarray
     side: np.ndarray
+    role: np.ndarray
     flagged: np.ndarray
 
 
@@ -40,22 +43,20 @@ class Scores:
 class Monitor:
     """Directions, how activations are scored along them, and the calibration.
 
-    scoring      `cosine` of the activation with the direction, or `projection` on it
-    rule         `z`: centre and spread from one half of the calibration prompts, threshold from the other;
-                 `minmax`: the range of Watch the Weights (arXiv 2508.00161), threshold 0.01 beyond it
-    prefix       token ids that every calibration prompt begins with: not scored where a prompt begins with them
-    centre       float64 [t, 2], subtracted from the extremes
-    spread       float64 [t, 2], divides the rest
+    scorer       the directions, the kind of score, whose tokens count
+    rule         how scale and threshold were found: `z`, `mad` or `percentile` (scale from one half of the
+                 calibration prompts, threshold from the other); `minmax`: the range of Watch the Weights (arXiv
+                 2508.00161), threshold 0.01 beyond it
+    centre       float64 [c, 2 r], subtracted from the extremes
+    spread       float64 [c, 2 r], divides the rest
     threshold    a prompt is flagged when its largest standardised extreme is above it
     calibration  what it rests on: counts, the rate asked for, its bounds (see `calibrate`)
     model        the model it was calibrated on: name, adapter, digest and compute dtype; empty where not known
     delta        the weight difference its directions are of: its digest and those of base and tuned model
     """
 
-    directions: tuple[Direction, ...]
-    scoring: str
+    scorer: Scorer
     rule: str
-    prefix: tuple[int, ...]
     centre: np.ndarray
     spread: np.ndarray
     threshold: float
@@ -66,23 +67,30 @@ class Monitor:
     @property
     def id(self) -> str:
         """`monitor-` and 12 hex digits of all that decides its numbers: names its columns."""
-        vectors = [[d.name, d.site, sha256(np.ascontiguousarray(d.vector).tobytes())] for d in self.directions]
-        return f"monitor-{digest_json([vectors, self._settings()])[:12]}"
+        names = [direction.name for direction in self.scorer.directions]
+        return f"monitor-{digest_json([names, self.scorer.settings(), self._scale()])[:12]}"
+
+    def with_threshold(self, threshold: float, calibration: Mapping[str, Any]) -> "Monitor":
+        """The same scale, another threshold, and what that one rests on."""
+        return replace(self, threshold=threshold, calibration=calibration)
 
     def standardise(self, extremes: np.ndarray) -> np.ndarray:
-        """float64, the shape of `extremes` [n, t, 2]."""
+        """float64, the shape of `extremes` [n, c, 2 r]."""
         return (np.asarray(extremes, np.float64) - self.centre) / self.spread
 
     def score(self, extremes: np.ndarray) -> Scores:
-        """Scores prompts by their extremes [n, t, 2]."""
+        """Scores prompts by their extremes [n, c, 2 r]."""
         flat = self.standardise(extremes).reshape(len(extremes), -1)
-        finite = np.isfinite(flat).all(axis=1)
-        best = flat.argmax(axis=1)
-        score = np.where(finite, flat[np.arange(len(flat)), best], np.nan)
+        unknown = (np.isnan(flat) | np.isposinf(flat)).any(axis=1)
+        best = np.where(np.isnan(flat), -np.inf, flat).argmax(axis=1)
+        score = np.where(unknown, np.nan, flat[np.arange(len(flat)), best])
+        channel, slot = np.divmod(best, self.centre.shape[1])
+        nobody = ~np.isfinite(score)
         return Scores(
             score=score,
-            direction=np.where(finite, best // 2, -1),
-            side=np.where(finite, best % 2, -1),
+            channel=np.where(nobody, -1, channel),
+            side=np.where(nobody, -1, slot % 2),
+            role=np.where(nobody, -1, slot // 2),
             flagged=score > self.threshold,
         )
 
@@ -103,23 +111,32 @@ class Monitor:
 
     def save(self, path: Path | str) -> None:
         """One safetensors file: the directions, everything else as JSON in its header."""
+        reference = {
+            site: {
+                "origin": found.origin.tolist(),
+                "whitening": None if found.whitening is None else found.whitening.tolist(),
+            }
+            for site, found in self.scorer.reference.items()
+        }
         save_directions(
             path,
-            self.directions,
+            self.scorer.directions,
             {
                 "format": FORMAT,
-                **self._settings(),
+                "scoring": self.scorer.kind,
+                "roles": list(self.scorer.roles),
+                "prefix": None if self.scorer.prefix is None else list(self.scorer.prefix),
+                "reference": reference,
+                **self._scale(),
                 "calibration": dict(self.calibration),
                 "model": dict(self.model),
                 "delta": dict(self.delta),
             },
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _scale(self) -> dict[str, Any]:
         return {
-            "scoring": self.scoring,
             "rule": self.rule,
-            "prefix": list(self.prefix),
             "centre": self.centre.tolist(),
             "spread": self.spread.tolist(),
             "threshold": self.threshold,
@@ -127,17 +144,33 @@ class Monitor:
 
 
 def load_monitor(path: Path | str) -> Monitor:
-    """The monitor that `Monitor.save` wrote. Raises InputError where there is none."""
+    """The monitor that `Monitor.save` wrote. Raises InputError where there is none, or one of a later version."""
     if not Path(path).is_file():
         raise InputError(f"no monitor at {path}: make one with 'thresher monitor fit DELTA MODEL PROMPTS --out {path}'")
     directions, metadata = load_directions(path)
-    if metadata.get("format") != FORMAT:
+    if not str(metadata.get("format")).startswith("thresher-monitor-"):
         raise InputError(f"{path} holds directions without a calibration: fit a monitor of them first")
-    return Monitor(
+    if metadata["format"] not in FORMATS:
+        raise InputError(
+            f"{path} is a monitor of a later version ({metadata['format']}): update thresher, or fit again"
+        )
+    prefix = metadata["prefix"]
+    scorer = Scorer(
         directions=tuple(directions),
-        scoring=metadata["scoring"],
+        kind=metadata["scoring"],
+        roles=tuple(metadata.get("roles", ("all",))),
+        prefix=None if prefix is None else tuple(prefix),
+        reference={
+            site: Reference(
+                origin=np.array(found["origin"], np.float64),
+                whitening=None if found["whitening"] is None else np.array(found["whitening"], np.float64),
+            )
+            for site, found in metadata.get("reference", {}).items()
+        },
+    )
+    return Monitor(
+        scorer=scorer,
         rule=metadata["rule"],
-        prefix=tuple(metadata["prefix"]),
         centre=np.array(metadata["centre"], np.float64),
         spread=np.array(metadata["spread"], np.float64),
         threshold=float(metadata["threshold"]),
@@ -169,8 +202,8 @@ def common_prefix(token_ids: list[np.ndarray]) -> tuple[int, ...]:
 def watched(directions: list[Direction], *, rule: str, noise: bool = False, last_layers: int = 3) -> list[Direction]:
     """The directions of a weight difference that a monitor of this rule watches.
 
-    z       those above the noise of rounding, or all of them with `noise`
-    minmax  as the paper: left vectors of o_proj and down_proj, significant or not, without the last layers
+    minmax   as the paper: left vectors of o_proj and down_proj, significant or not, without the last layers
+    others   those above the noise of rounding, or all of them with `noise`
     Raises InputError where none is left.
     """
     if rule == "minmax":

@@ -18,8 +18,9 @@ class MonitorSink:
     """A calibrated monitor's verdict on every prompt: kilobytes for a million prompts.
 
     Columns `scores.<monitor>`, float32 [2] a prompt: the largest standardised score and its raw value; and
-    `fired.<monitor>`, int32 [3] a prompt: direction, side (0 up, 1 down), token position. NaN and −1 for a prompt
-    that was not run, or with a score that is not finite along any direction.
+    `fired.<monitor>`, int32 [4] a prompt: channel, side (0 up, 1 down), role, token position. NaN and −1 for a prompt
+    that was not run, or with a score that is not finite along any direction; −inf and −1 for one without tokens of the
+    monitor's roles.
     """
 
     monitor: Monitor
@@ -27,9 +28,7 @@ class MonitorSink:
 
     def __post_init__(self) -> None:
         self._id = self.monitor.id
-        self._extremes = ExtremesSink(
-            directions=self.monitor.directions, scoring=self.monitor.scoring, prefix=self.monitor.prefix
-        )
+        self._extremes = ExtremesSink(scorer=self.monitor.scorer)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -51,17 +50,16 @@ class MonitorSink:
     def finish(self) -> list[SinkColumn]:
         extremes, positions = (column.values for column in self._extremes.finish())
         found = self.monitor.score(extremes)
-        rows = np.arange(len(extremes))
-        unscored = np.isnan(found.score)
-        raw = extremes[rows, found.direction, found.side] * np.where(found.side == 0, 1, -1)
-        raw = np.where(unscored, np.nan, raw)
-        place = np.where(unscored, -1, positions[rows, found.direction, found.side])
+        nobody = found.channel < 0
+        here = (np.arange(len(extremes)), found.channel, np.where(nobody, 0, 2 * found.role + found.side))
+        raw = np.where(nobody, found.score, extremes[here] * np.where(found.side == 0, 1, -1))
+        place = np.where(nobody, -1, positions[here])
         scores, fired = self.columns
         return [
             SinkColumn(name=scores, rows="prompt", values=np.stack([found.score, raw], axis=1).astype(np.float32)),
             SinkColumn(
                 name=fired,
                 rows="prompt",
-                values=np.stack([found.direction, found.side, place], axis=1).astype(np.int32),
+                values=np.stack([found.channel, found.side, found.role, place], axis=1).astype(np.int32),
             ),
         ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.sinks.scoring import column_suffix, prompt_extremes, sites_of, vector_digest
+from analysis.sinks.scoring import Scorer, column_suffix, prompt_extremes, vector_digest
 from store.direction import Direction
 from store.errors import InputError
 from store.sink import SinkBatch, SinkColumn
@@ -32,16 +32,18 @@ class ExemplarSink:
     n: int
     scoring: str = "projection"
     prefix: tuple[int, ...] = ()
+    _scorer: Scorer = field(init=False, repr=False)
     _scores: np.ndarray = field(init=False, repr=False)
     _places: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise InputError(f"{self.n} exemplars are asked for: at least 1")
+        self._scorer = Scorer(directions=self.directions, kind=self.scoring, prefix=self.prefix)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        return sites_of(self.directions)
+        return self._scorer.sites
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -63,7 +65,7 @@ class ExemplarSink:
         self._places = np.full((*shape, 3), -1, np.int32)
 
     def add(self, batch: SinkBatch) -> None:
-        found = prompt_extremes(batch, self.directions, scoring=self.scoring, prefix=self.prefix)
+        found = prompt_extremes(batch, self._scorer)
         self._scores[found.prompt] = found.value
         self._places[found.prompt, :, :, 0] = found.prompt[:, None, None]
         self._places[found.prompt, :, :, 1] = found.position

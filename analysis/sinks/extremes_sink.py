@@ -7,53 +7,42 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.sinks.scoring import column_suffix, prompt_extremes, sites_of, vector_digest
-from store.direction import Direction
+from analysis.sinks.scoring import Scorer, column_suffix, prompt_extremes
 from store.sink import SinkBatch, SinkColumn
 from store.unit import Unit
 
 
 @dataclass(kw_only=True)
 class ExtremesSink:
-    """Per prompt and direction the largest score and the largest negated score over its tokens, and where they are.
+    """Per prompt, channel and role the largest score and the largest negated score over tokens, and where they are.
 
-    Columns `extremes.<name>`, float32 [t, 2] a prompt, and `positions.<name>`, int32 [t, 2] a prompt; NaN and −1
-    for a prompt that was not run. Which tokens count is said in `analysis.sinks.scoring`.
+    Columns `extremes.<name>`, float32 [c, 2 r] a prompt, and `positions.<name>`, int32 [c, 2 r] a prompt, as in
+    `analysis.sinks.scoring.PromptExtremes`; NaN and −1 for a prompt that was not run.
     """
 
-    directions: tuple[Direction, ...]
-    scoring: str = "cosine"
-    prefix: tuple[int, ...] = ()
+    scorer: Scorer
     _values: np.ndarray = field(init=False, repr=False)
     _positions: np.ndarray = field(init=False, repr=False)
 
     @property
-    def name(self) -> str:
-        return column_suffix(self.settings())
-
-    @property
     def sites(self) -> tuple[str, ...]:
-        return sites_of(self.directions)
+        return self.scorer.sites
 
     @property
     def columns(self) -> Mapping[str, str]:
-        return {f"extremes.{self.name}": "prompt", f"positions.{self.name}": "prompt"}
+        name = column_suffix(self.settings())
+        return {f"extremes.{name}": "prompt", f"positions.{name}": "prompt"}
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "sink": "extremes",
-            "scoring": self.scoring,
-            "prefix": list(self.prefix),
-            "directions": [[direction.site, vector_digest(direction)] for direction in self.directions],
-        }
+        return {"sink": "extremes", **self.scorer.settings()}
 
     def start(self, unit: Unit, prompts: pa.Table) -> None:
-        shape = (prompts.num_rows, len(self.directions), 2)
+        shape = (prompts.num_rows, len(self.scorer.channels), 2 * len(self.scorer.roles))
         self._values = np.full(shape, np.nan, np.float32)
         self._positions = np.full(shape, -1, np.int32)
 
     def add(self, batch: SinkBatch) -> None:
-        found = prompt_extremes(batch, self.directions, scoring=self.scoring, prefix=self.prefix)
+        found = prompt_extremes(batch, self.scorer)
         self._values[found.prompt] = found.value
         self._positions[found.prompt] = found.position
 

@@ -1,4 +1,4 @@
-"""Base against tuned, weight by weight: the stream of differences that everything else is made of."""
+"""Base against tuned, one weight at a time: what everything else is made of."""
 
 from collections.abc import Iterator
 
@@ -6,37 +6,19 @@ import numpy as np
 import torch
 
 from analysis.weights.checkpoint import Checkpoint
-from analysis.weights.difference import Difference, difference, tensor_rows
+from analysis.weights.difference import tensor_rows
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
-from analysis.weights.noise import cheap_edge, simulated_edge
-from analysis.weights.pair import Pair, pair_up
+from analysis.weights.noise import rounding_noise
+from analysis.weights.pair import Pair
+from analysis.weights.permutation import matrix_rows, stacked
+from analysis.weights.recognise import Recognised, recognise
 from analysis.weights.roles import Role, role_of, stores_conv1d
+from analysis.weights.signflips import sign_flip_edge
 from analysis.weights.svd import Triples, full_triples, top_triples
 from store.digest import sha256
-from store.errors import InputError
 
 TOLERANCE = 1e-3  # residual of a triple above the noise edge, as a share of its σ
-UNRELATED = 0.3  # cosine between base and tuned below which a matrix did not come from the other
 ENOUGH = 8  # matrices after which unrelated weights are refused
-
-
-def compare(base: Checkpoint, tuned: Checkpoint, *, rank: int, full: bool) -> Iterator[MatrixDelta | VectorDelta]:
-    """The difference of every weight, in the order of layers, one at a time in memory.
-
-    Raises InputError where the architectures differ, a weight is not finite, or the weights of the first matrices
-    have nothing to do with each other (another base, or another initialisation).
-    """
-    related: list[bool] = []
-    for pair in pair_up(base, tuned):
-        for found, cosine in compare_pair(base, tuned, pair, rank=rank, full=full):
-            if isinstance(found, MatrixDelta):
-                related.append(cosine >= UNRELATED)
-            if len(related) >= ENOUGH and not any(related):
-                raise InputError(
-                    f"the weights of {tuned.name} have nothing to do with those of {base.name} (cosine {cosine:.2f} in "
-                    f"{found.name}): give the base that the model was tuned from"
-                )
-            yield found
 
 
 def compare_pair(
@@ -48,13 +30,15 @@ def compare_pair(
         return
     role = role_of(pair.name, conv1d=stores_conv1d(base.shapes))
     for name, first, last in _matrices(pair):
-        pieces = difference(base, tuned, pair, first=first, last=last)
-        yield _matrix_delta(tuned, pair, name, first, pieces, role, rank=rank, full=full), pieces.cosine
+        found = recognise(base, tuned, pair, role, first=first, last=last)
+        done = _matrix_delta(tuned, pair, name, first, found, role, rank=rank, full=full), found.pieces.cosine
+        del found  # of several models compared side by side, none holds its ΔW while another's is made
+        yield done
 
 
 def _matrices(pair: Pair) -> Iterator[tuple[str, int, int]]:
     """(name, first row, last row) of the matrices in a tensor: one, or one per expert of a stacked tensor."""
-    if len(pair.shape) == 3 and ".experts." in pair.name:
+    if stacked(pair):
         yield from ((f"{pair.name}[{expert}]", expert, expert + 1) for expert in range(pair.rows))
     else:
         yield pair.name, 0, pair.rows
@@ -72,39 +56,32 @@ def _matrix_delta(
     pair: Pair,
     name: str,
     first: int,
-    pieces: Difference,
+    found: Recognised,
     role: Role,
     *,
     rank: int,
     full: bool,
 ) -> MatrixDelta:
-    delta = pieces.delta
-    if len(pair.shape) == 3 and ".experts." in pair.name:
-        delta = delta.reshape(pair.shape[1:])
+    pieces, delta = found.pieces, found.delta(pair)
     oriented = delta.T if role.transposed else delta  # [outputs, inputs]
     seed = int(sha256(name.encode())[:8], 16)
-    notes = list(pair.notes)
+    notes = [*pair.notes, *found.notes]
     if pieces.delta_square == 0:
         triples, edge = no_triples(oriented.shape), 0.0
         notes.append("unchanged")
+    elif found.spread:
+        triples, edge = _above_sign_flips(oriented, rank, seed, found.spread, full=full)
     else:
-        cheap = cheap_edge(
-            pieces.grid,
-            square=pieces.tuned_square,
-            largest_row=pieces.largest_row,
-            largest_column=pieces.largest_column,
-            shape=(delta.shape[0], delta.shape[1]),
-            moved=pieces.moved,
-        )
-        triples = full_triples(oriented, rank) if full else _converged(oriented, rank, seed, cheap.estimate)
-        edge = cheap.bound
-        if len(triples.sigma) and float(triples.sigma[-1]) <= cheap.bound:
-            weights = tensor_rows(tuned, pair.tuned_name, first, first + pieces.delta.shape[0]).reshape(delta.shape)
-            edge = simulated_edge(weights, delta, pieces.grid, seed=seed)
-            if bool((triples.residual > 2 * TOLERANCE * triples.sigma)[triples.sigma > edge].any()):
+        parts = matrix_rows(tuned, pair.tuned_name, pair, first, first + pieces.delta.shape[0])
+        noise = rounding_noise(parts, delta, pieces.grid)
+        triples = full_triples(oriented, rank) if full else _converged(oriented, rank, seed, noise.estimate)
+        edge = noise.bound
+        if len(triples.sigma) and float(triples.sigma[-1]) <= edge:
+            edge = noise.simulated_edge(seed=seed)
+            if _loose(triples, edge):
                 triples = _converged(oriented, rank, seed, edge)
-        if len(triples.sigma) < min(rank, *oriented.shape):
-            notes.append(f"rank {len(triples.sigma)}, below the {rank} asked for")
+    if pieces.delta_square and len(triples.sigma) < min(rank, *oriented.shape):
+        notes.append(f"rank {len(triples.sigma)}, below the {rank} asked for")
     return MatrixDelta(
         name=name,
         shape=pair.shape if delta.shape[0] == pair.shape[0] else tuple(delta.shape),
@@ -116,10 +93,24 @@ def _matrix_delta(
         frobenius=pieces.delta_square**0.5,
         relative=(pieces.delta_square / pieces.base_square) ** 0.5 if pieces.base_square else None,
         noise_edge=edge,
-        significant=int((triples.sigma > edge).sum()),
+        significant=0 if found.replaced else int((triples.sigma > edge).sum()),
         notes=tuple(notes),
         moved_rows=moved_rows(delta) if role.name in ("embedding", "unembedding") else (),
     )
+
+
+def _above_sign_flips(
+    matrix: torch.Tensor, rank: int, seed: int, spread: float, *, full: bool
+) -> tuple[Triples, float]:
+    """Triples and the edge of noise whose size is not known."""
+    triples = full_triples(matrix, rank) if full else _converged(matrix, rank, seed, float("inf"))
+    edge = sign_flip_edge(matrix, triples, seed=seed, spread=spread)
+    return (_converged(matrix, rank, seed, edge) if _loose(triples, edge) else triples), edge
+
+
+def _loose(triples: Triples, edge: float) -> bool:
+    """Whether a triple above the edge is less exact than it should be."""
+    return bool((triples.residual > 2 * TOLERANCE * triples.sigma)[triples.sigma > edge].any())
 
 
 def _converged(matrix: torch.Tensor, rank: int, seed: int, edge: float) -> Triples:

@@ -1,54 +1,76 @@
-"""The difference between two models' weights as one object, and as a folder."""
+"""The difference between two models' weights as one object, and its way into a folder and back."""
 
-import json
-import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.weights.checkpoint import open_checkpoint
-from analysis.weights.compare import compare
-from analysis.weights.lora import adapter_deltas, open_adapter
+from analysis.weights.delta_folder import (
+    DELTA_FILE,
+    DIRECTIONS_FILE,
+    MATRICES_FILE,
+    SIDE_FILES,
+    VECTORS_FILE,
+    WORK_FILE,
+    DeltaFolder,
+)
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
 from analysis.weights.pair import natural_order
-from store.digest import digest_json
-from store.direction import Direction, check_writable, load_directions, save_directions, write_atomically
+from analysis.weights.parts import Part, damaged, publish_part, remove_losers
+from analysis.weights.recognise import pair_notes
+from analysis.weights.tables import matrices_table, vectors_table
+from analysis.weights.work import FORMAT, Comparison
+from store.digest import digest_file, digest_sequence
+from store.direction import Direction, load_directions, save_directions
 from store.errors import InputError
 from store.model_ref import ModelRef
-
-FORMAT = "thresher-weights-1"
-DELTA_FILE, DIRECTIONS_FILE = "delta.json", "directions.safetensors"
+from store.record import encode_record
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightDelta:
     """What a fine-tune changed.
 
-    base, tuned     the models, resolved; an adapter is the base with `adapter`
-    rank            triples asked for per matrix
-    matrices        in the order of layers; for an adapter, those that it touches
-    vectors         norms and biases
-    peak_rss_bytes  largest resident size of this process so far
+    comparison      the models, resolved, and how they were compared
+    parts           the differences, group by group
+    seconds         of the run that completed it; peak_rss_bytes  largest resident size of a process of that run
     """
 
-    base: ModelRef
-    tuned: ModelRef
-    rank: int
-    matrices: tuple[MatrixDelta, ...]
-    vectors: tuple[VectorDelta, ...]
+    comparison: Comparison
+    parts: tuple[Part, ...]
     seconds: float
     peak_rss_bytes: int
 
     @property
+    def base(self) -> ModelRef:
+        return self.comparison.base
+
+    @property
+    def tuned(self) -> ModelRef:
+        return self.comparison.tuned
+
+    @property
+    def rank(self) -> int:
+        """Triples asked for per matrix."""
+        return self.comparison.rank
+
+    @cached_property
+    def matrices(self) -> tuple[MatrixDelta, ...]:
+        """In the order of layers; for an adapter, those that it touches."""
+        found = (matrix for part in self.parts for matrix in part.matrices)
+        return tuple(sorted(found, key=lambda matrix: natural_order(matrix.name)))
+
+    @cached_property
+    def vectors(self) -> tuple[VectorDelta, ...]:
+        """Norms and biases, in the order of layers."""
+        found = (vector for part in self.parts for vector in part.vectors)
+        return tuple(sorted(found, key=lambda vector: natural_order(vector.name)))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was recognised about the pair as a whole."""
-        if all(m.frobenius == 0 for m in self.matrices) and all(v.frobenius == 0 for v in self.vectors):
-            return ("identical: the two models have the same weights",)
-        if not any(m.significant for m in self.matrices):
-            return ("rounding only: no matrix changed by more than the rounding of its weights",)
-        return ()
+        return pair_notes(self.matrices, self.vectors)
 
     def directions(self) -> Iterator[Direction]:
         """Every triple's residual-stream side, significant or not (`source["significant"]` says which)."""
@@ -74,98 +96,82 @@ class WeightDelta:
     @property
     def digest(self) -> str:
         """Of what was compared: the same pair at the same rank has the same digest."""
-        return digest_json([FORMAT, self.base.digest, self.tuned.digest, self.rank])
+        return self.comparison.digest
 
     def save(self, directory: Path | str) -> None:
-        """Writes directions.safetensors, then delta.json: a folder with the latter is whole."""
-        folder = Path(directory)
-        save_directions(folder / DIRECTIONS_FILE, list(self.directions()), {"delta": self.digest, "rank": self.rank})
-        text = json.dumps(self.record(), indent=1, allow_nan=False)
-        write_atomically(folder / DELTA_FILE, text.encode())
+        """Writes the folder; of one that is there already, what it lacks.
+
+        Raises InputError where the folder holds another difference or cannot be made.
+        """
+        folder = DeltaFolder(Path(directory))
+        comparison = folder.check(self.comparison)
+        folder.claim(comparison)
+        for group in folder.lacking(comparison):
+            publish_part(folder.location, self.parts[group])
+        finish_delta(folder, comparison, seconds=self.seconds, peak_rss_bytes=self.peak_rss_bytes)
 
 
-def check_unclaimed(directory: Path | str, base: ModelRef, tuned: ModelRef, rank: int) -> None:
-    """Raises InputError where no folder can be made, or where it holds the difference of another pair or rank."""
-    file = Path(directory) / DELTA_FILE
-    check_writable(file)
-    if not file.is_file():
-        return
-    held, _ = load_delta(directory)
-    asked = [base.resolve().digest, tuned.resolve().digest, rank]
-    if [held["base"]["digest"], held["tuned"]["digest"], held["rank"]] != asked:
-        raise InputError(
-            f"{directory} holds the difference of {held['base']['name']} and {held['tuned']['name']} at rank "
-            f"{held['rank']}: give another folder"
-        )
+def finish_delta(folder: DeltaFolder, comparison: Comparison, *, seconds: float, peak_rss_bytes: int) -> dict[str, Any]:
+    """Writes what lies beside the published parts, delta.json last; gives what that holds."""
+    published = folder.parts(comparison)
+    delta = WeightDelta(
+        comparison=comparison,
+        parts=tuple(found.part for found in published),
+        seconds=seconds,
+        peak_rss_bytes=peak_rss_bytes,
+    )
+    rows = (
+        (matrix, found.folder, place)
+        for found in published
+        for matrix, place in zip(found.part.matrices, found.places, strict=True)
+    )
+    ordered = sorted(rows, key=lambda row: natural_order(row[0].name))
+    folder.location.write({MATRICES_FILE: matrices_table(ordered), VECTORS_FILE: vectors_table(delta.vectors)})
+    save_directions(
+        folder.path / DIRECTIONS_FILE, list(delta.directions()), {"delta": delta.digest, "rank": delta.rank}
+    )
+    remove_losers(folder.location, published)
+    record = {
+        **delta.record(),
+        "content": digest_sequence(found.digest for found in published),
+        "files": {name: digest_file(folder.path / name) for name in SIDE_FILES},
+    }
+    folder.location.write({DELTA_FILE: encode_record(record)})
+    return folder.record(DELTA_FILE)
 
 
-def weight_delta(
-    base: ModelRef | str,
-    tuned: ModelRef | str | None = None,
-    adapter: str | None = None,
-    rank: int = 20,
-    *,
-    full: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> WeightDelta:
-    """Compares a tuned model, or an adapter, with its base.
+def read_delta(directory: Path | str) -> WeightDelta:
+    """The whole difference that a folder holds, its singular triples included.
 
-    base, tuned  a model or its name (folder, .gguf file or hub id)
-    adapter      folder or hub id of a peft LoRA adapter on `base`, in place of `tuned`
-    rank         triples per matrix
-    full         LAPACK's full decomposition in place of the iteration
-    progress     called with each weight's name when it is done
-
-    Raises InputError for a pair that cannot be compared (see `analysis.weights.compare` and `.lora`).
+    Raises InputError where there is none, DamageError for anything that is not what was written.
     """
-    if (tuned is None) == (adapter is None):
-        raise InputError("give either a tuned model or --adapter, one of the two")
-    if rank < 1:
-        raise InputError(f"rank {rank} is too small: ask for at least 1 triple per matrix")
-    began = time.monotonic()
-    base = _model(base).resolve()
-    if adapter is None:
-        assert tuned is not None
-        other = _model(tuned).resolve()
-        stream = compare(open_checkpoint(base), open_checkpoint(other), rank=rank, full=full)
-    else:
-        other = ModelRef(base.name, revision=base.revision, adapter=adapter).resolve()
-        stream = adapter_deltas(open_adapter(other), open_checkpoint(base), rank=rank)
-    matrices: list[MatrixDelta] = []
-    vectors: list[VectorDelta] = []
-    for found in stream:
-        if isinstance(found, MatrixDelta):
-            matrices.append(found)
-        else:
-            vectors.append(found)
-        if progress is not None:
-            progress(found.name)
-    base.check_unchanged()
-    other.check_unchanged()
+    record, folder = _record(directory), DeltaFolder(Path(directory))
+    comparison = Comparison.from_record(folder.record(WORK_FILE))
     return WeightDelta(
-        base=base,
-        tuned=other,
-        rank=rank,
-        matrices=tuple(sorted(matrices, key=lambda matrix: natural_order(matrix.name))),
-        vectors=tuple(sorted(vectors, key=lambda vector: natural_order(vector.name))),
-        seconds=time.monotonic() - began,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        comparison=comparison,
+        parts=tuple(found.part for found in folder.parts(comparison)),
+        seconds=record["seconds"],
+        peak_rss_bytes=record["peak_rss_bytes"],
     )
 
 
 def load_delta(directory: Path | str) -> tuple[dict[str, Any], list[Direction]]:
-    """The record and the directions of a folder that `WeightDelta.save` wrote. Raises InputError for anything else."""
+    """The record and the directions of a folder: what a monitor needs of it.
+
+    Raises InputError where there is none, DamageError for a file that is not what was written.
+    """
+    record, folder = _record(directory), Path(directory)
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            raise damaged(f"{folder / name}")
+    return record, load_directions(folder / DIRECTIONS_FILE)[0]
+
+
+def _record(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / DELTA_FILE
     if not path.is_file():
         raise InputError(f"no weight difference at {directory}: make one with 'thresher weights BASE TUNED --out DIR'")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON ({error}): run 'thresher weights' again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record = DeltaFolder(Path(directory)).record(DELTA_FILE)
+    if record.get("format") != FORMAT:
         raise InputError(f"{path} is not a weight difference of this version of thresher: run 'thresher weights' again")
-    return record, load_directions(Path(directory) / DIRECTIONS_FILE)[0]
-
-
-def _model(model: ModelRef | str) -> ModelRef:
-    return ModelRef(model) if isinstance(model, str) else model
+    return record

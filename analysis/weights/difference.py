@@ -24,7 +24,6 @@ class Difference:
     base_square     ‖W_base‖²; tuned_square, product (⟨W_base, W_tuned⟩) and delta_square (‖ΔW‖²) likewise
     moved           share of entries that differ
     grid            coarsest dtype that holds all tuned values
-    largest_row     norm of the largest row of W_tuned; largest_column likewise
     """
 
     delta: torch.Tensor
@@ -34,8 +33,6 @@ class Difference:
     delta_square: float
     moved: float
     grid: torch.dtype
-    largest_row: float
-    largest_column: float
 
     @property
     def cosine(self) -> float:
@@ -60,9 +57,7 @@ def difference(base: Checkpoint, tuned: Checkpoint, pair: Pair, *, first: int, l
     """ΔW of rows [first, last) of a pair. Raises InputError for NaN and infinities, naming the side."""
     columns = math.prod(pair.shape[1:])
     delta = torch.empty(last - first, columns)
-    row_squares = torch.empty(last - first)
-    column_squares = torch.zeros(columns, dtype=torch.float64)
-    base_square = product = delta_square = 0.0
+    base_square = tuned_square = product = delta_square = 0.0
     moved = 0
     grid: torch.dtype | None = None
     stored = tuned.dtype(pair.tuned_name)
@@ -72,24 +67,26 @@ def difference(base: Checkpoint, tuned: Checkpoint, pair: Pair, *, first: int, l
         ours = tensor_rows(base, pair.base_name, start, stop)
         theirs = tensor_rows(tuned, pair.tuned_name, start, stop)
         part = torch.sub(theirs, ours, out=delta[start - first : stop - first])
-        base_square += float(torch.dot(ours.flatten(), ours.flatten()))
-        product += float(torch.dot(ours.flatten(), theirs.flatten()))
-        delta_square += float(torch.dot(part.flatten(), part.flatten()))
+        base_square += _dot(ours, ours)
+        tuned_square += _dot(theirs, theirs)
+        product += _dot(ours, theirs)
+        delta_square += _dot(part, part)
         moved += int(torch.count_nonzero(part))
         if grid != stored:
             here = grid_of(theirs, stored)
             grid = here if grid in (None, here) else stored
-        squares = theirs.square_()
-        row_squares[start - first : stop - first] = squares.sum(dim=1)
-        column_squares += squares.sum(dim=0)
     return Difference(
         delta=delta,
         base_square=base_square,
-        tuned_square=float(column_squares.sum()),
+        tuned_square=tuned_square,
         product=product,
         delta_square=delta_square,
         moved=moved / max(1, delta.numel()),
         grid=grid or stored,
-        largest_row=float(row_squares.max()) ** 0.5,
-        largest_column=float(column_squares.max()) ** 0.5,
     )
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
+    """⟨one, other⟩; in float64 where float32 overflows."""
+    found = float(torch.dot(one.flatten(), other.flatten()))
+    return found if math.isfinite(found) else float(torch.dot(one.double().flatten(), other.double().flatten()))

@@ -17,6 +17,7 @@ from analysis.weights.checkpoint import Checkpoint, SafetensorsCheckpoint
 from analysis.weights.compare import compare_pair, moved_rows
 from analysis.weights.difference import tensor_rows
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
+from analysis.weights.merged import merged_note
 from analysis.weights.pair import TABLES, Pair, tied_embedding
 from analysis.weights.roles import role_of
 from analysis.weights.svd import Triples, canonical_signs
@@ -35,6 +36,7 @@ REFUSED = {
     "megatron_config": "Megatron layers",
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+LOOKED_AT = 4  # matrices of the base that are read to see whether the adapter is in them already
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?$")
 
 
@@ -100,10 +102,10 @@ def adapter_deltas(adapter: Adapter, base: Checkpoint, *, rank: int) -> Iterator
     """The difference of every weight that the adapter touches.
 
     Of the base, names and shapes alone are read, but for weights that the adapter replaces (modules_to_save,
-    biases).
+    biases), and the first few adapted ones, which show whether the adapter is in them already.
     """
-    for module in adapter.factors:
-        yield _module_delta(adapter, base, module, rank=rank)
+    for number, module in enumerate(adapter.factors):
+        yield _module_delta(adapter, base, module, rank=rank, look=number < LOOKED_AT)
     for name, tensor in adapter.replaced.items():
         if name.endswith(".lora_B.bias"):
             yield _bias_delta(adapter, name.removesuffix(".lora_B.bias"), tensor)
@@ -139,7 +141,7 @@ def _replaced_pair(adapter: Adapter, base: Checkpoint, name: str, tensor: str) -
     return Pair(name=name, base_name=held, tuned_name=tensor, shape=ours, rows=rows, notes=notes)
 
 
-def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int) -> MatrixDelta:
+def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int, look: bool) -> MatrixDelta:
     name = f"{module}.weight"
     down, up = (_factor(adapter, module, factor) for factor in ("A", "B"))  # [r, inputs], [outputs, r]
     stored = (up.shape[0], down.shape[1])
@@ -159,6 +161,9 @@ def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int)
     notes: tuple[str, ...] = ("unchanged",) if total == 0 else ()
     if total and len(sigma) < min(rank, *stored):
         notes = (f"rank {len(sigma)}, below the {rank} asked for",)
+    if total and look and name in base.shapes:
+        merged = merged_note(base, name, triples, transposed=transposed)
+        notes = (merged, *notes) if merged else notes
     role = role_of(name, conv1d=transposed)
     return MatrixDelta(
         name=name,

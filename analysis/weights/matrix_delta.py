@@ -20,11 +20,13 @@ class MatrixDelta:
     sigma        float32 [r], descending; r ≤ the rank asked for
     left, right  float32 [m, r] and [n, r], orthonormal columns
     residual     float32 [r], ‖ΔWᵀu − σ v‖: σ is within it of a singular value of ΔW
-    frobenius    ‖ΔW‖_F
+    frobenius    ‖ΔW‖_F of what was compared: units in the tuned model's order, pruned entries left out
     relative     ‖ΔW‖_F / ‖W‖_F of the base; None where the base was not read (an adapter)
-    noise_edge   the largest singular value that rounding alone makes; 0 for an adapter
+    noise_edge   the largest singular value that noise alone makes: the rounding of the stored dtype or of a recognised
+                 quantisation, the holes of pruned weights; 0 for an adapter
     significant  how many of the triples are above `noise_edge`
-    notes        what was recognised: `unchanged`, `rank 8 …`, `resized vocabulary 100 to 104 …`
+    notes        what was recognised: `unchanged`, `rank 8 …`, `resized vocabulary 100 to 104 …`, and the kinds of
+                 `analysis.weights.recognise`, each followed by a colon
     moved_rows   of embeddings and unembeddings: (token id, length of its row's change), the largest first
     """
 

@@ -50,8 +50,15 @@ def fit(
     prompts: PromptsArgument,
     path: Annotated[str, typer.Option("--out", help="File of the monitor (safetensors).")],
     fpr: Annotated[float, typer.Option("--fpr", help="Share of clean prompts that may be flagged.")] = 0.01,
-    rule: Annotated[str, typer.Option("--rule", help="z, or minmax as in Watch the Weights.")] = "z",
-    scoring: Annotated[str, typer.Option("--scoring", help="cosine or projection.")] = "cosine",
+    rule: Annotated[str, typer.Option("--rule", help="z, mad, percentile, or minmax as in Watch the Weights.")] = "z",
+    guarantee: Annotated[
+        str, typer.Option("--guarantee", help="marginal, or conditional: with 95 % confidence for this very monitor.")
+    ] = "marginal",
+    tail: Annotated[
+        str, typer.Option("--tail", help="pot extrapolates the largest scores, for a rate finer than the prompts show.")
+    ] = "none",
+    scoring: Annotated[str, typer.Option("--scoring", help="cosine, centred, projection or mahalanobis.")] = "cosine",
+    roles: Annotated[str, typer.Option("--roles", help="all tokens, or roles apart, e.g. user,assistant.")] = "all",
     noise: Annotated[bool, typer.Option("--noise", help="Also watch directions no larger than rounding.")] = False,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "bfloat16",
@@ -65,9 +72,11 @@ def fit(
     as_json: JsonFlag = False,
 ) -> None:
     """Calibrate a monitor on clean PROMPTS: scale and threshold come from different halves of them."""
+    from analysis.monitors import Calibrator
     from cluster.monitoring import fit_monitor
 
     check_writable(path)
+    calibrator = Calibrator(rule=rule, fpr=fpr, guarantee=guarantee, tail=tail)
 
     given = read_prompts(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
@@ -77,9 +86,9 @@ def fit(
             delta,
             ModelRef(model, adapter=adapter, dtype=dtype),
             given,
-            fpr=fpr,
-            rule=rule,
+            calibrator=calibrator,
             scoring=scoring,
+            roles=tuple(role.strip() for role in roles.split(",")),
             noise=noise,
             run=run,
         )
@@ -89,8 +98,9 @@ def fit(
         "monitor": monitor.id,
         "rule": rule,
         "scoring": scoring,
-        "directions": len(monitor.directions),
-        "sites": sorted({direction.site for direction in monitor.directions}),
+        "roles": list(monitor.scorer.roles),
+        "directions": len(monitor.scorer.directions),
+        "sites": sorted(monitor.scorer.sites),
         "threshold": monitor.threshold,
         "calibration": dict(monitor.calibration),
     }
@@ -100,17 +110,31 @@ def fit(
 def _print_fit(record: dict[str, Any]) -> None:
     calibration = record["calibration"]
     out.print(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites")
+    counted = f"counting all {calibration['extremes']:,} extremes of {calibration['directions']:,} directions"
     if record["rule"] == "minmax":
         out.print(
             f"the paper's range rule over {calibration['groups']} independent prompts: its false alarms are bounded by "
-            f"{calibration['fpr']:.3f}"
+            f"{calibration['fpr']:.3f}, {counted}"
         )
         return
-    out.print(
-        f"threshold {record['threshold']:.2f}: at most {100 * calibration['fpr']:g} % of clean prompts like these are "
-        f"flagged on average over calibrations; under {100 * calibration['fpr_upper_95']:.2g} %, with 95 % confidence, "
-        "by this one"
-    )
+    rate, upper = f"{100 * calibration['fpr']:g} %", f"{100 * calibration['fpr_upper_95']:.2g} %"
+    threshold = f"threshold {record['threshold']:.2f}"
+    tail = calibration.get("extrapolated")
+    if tail is not None:
+        out.print(
+            f"{threshold}, [yellow]extrapolated[/] to {rate} of clean prompts like these from the "
+            f"{tail['excesses']} largest scores ({100 * tail['low']:.2g} to {100 * tail['high']:.2g} % where the tail "
+            f"goes on as it was fitted, 95 % interval); what the prompts themselves show is under {upper}, {counted}"
+        )
+    elif calibration["guarantee"] == "conditional":
+        out.print(
+            f"{threshold}: with 95 % confidence this one flags at most {rate} of clean prompts like these, {counted}"
+        )
+    else:
+        out.print(
+            f"{threshold}: at most {rate} of clean prompts like these are flagged on average over calibrations; under "
+            f"{upper}, with 95 % confidence, by this one, {counted}"
+        )
     out.print(f"scale from {calibration['n_scale']} prompts, threshold from {calibration['n_threshold']} others")
 
 
@@ -127,6 +151,9 @@ def score(
     messages_column: MessagesColumnOption = None,
     group_column: GroupColumnOption = None,
     response_column: ResponseColumnOption = None,
+    domain_column: Annotated[
+        str | None, typer.Option("--domain-column", help="Column whose values have a rate each.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Flag PROMPTS: which, by which direction, at which token. Exits with 2 where some could not be scored."""
@@ -137,7 +164,9 @@ def score(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
     )
     with _pass(given, pool, workers, truncate) as run:
-        record = score_prompts(loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, run=run)
+        record = score_prompts(
+            loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, domain=domain_column, run=run
+        )
     emit(as_json, record, lambda: _print_scores(record))
     if record["unscored"]:
         raise typer.Exit(2)
@@ -151,11 +180,30 @@ def _print_scores(record: dict[str, Any]) -> None:
         f"{rate['noun']})"
     )
     _print_unscored(record)
+    _print_domains(record.get("domains", {}))
     table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
     scored = [row for row in record["prompts"] if row["score"] is not None]
     for row in sorted(scored, key=lambda row: -row["score"])[:20]:
         style = "red" if row["flagged"] else ""
         table.add_row(row["prompt_id"], f"{row['score']:.2f}", row["direction"], str(row["position"]), style=style)
+    out.print(table)
+
+
+def _print_domains(domains: dict[str, Any]) -> None:
+    if not domains:
+        return
+    table = Table("domain", "prompts", "flagged", "rate", "95 % interval", box=box.SIMPLE)
+    for name, part in domains.items():
+        rate = part["rate"]
+        told = (
+            ("not known", "")
+            if rate is None
+            else (
+                f"{100 * rate['value']:.1f} %",
+                f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} %",
+            )
+        )
+        table.add_row(Text(name), str(part["n"]), str(part["flagged"]), *told)
     out.print(table)
 
 
@@ -188,7 +236,8 @@ def audit(
 
     Exits with 2 where some prompts could not be scored.
     """
-    from cluster.monitoring import audit_prompts, load_monitor
+    from cluster.monitor_audit import audit_prompts
+    from cluster.monitoring import load_monitor
 
     if path is not None:
         check_writable(path)

@@ -1,14 +1,16 @@
 """`thresher weights`: what a fine-tune changed, matrix by matrix."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from cluster.console import JsonFlag, emit, out, progress
-from store import ModelRef
+from cluster.console import JsonFlag, PoolOption, WorkersOption, emit, make_pool, out, progress
+from store import InputError, ModelRef
+from store.names import slug
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +19,59 @@ def register(app: typer.Typer) -> None:
 
 def weights(
     base: Annotated[str, typer.Argument(help="The base: a folder, a .gguf file or a hub id.")],
-    tuned: Annotated[str | None, typer.Argument(help="The model tuned from it.")] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="A peft LoRA adapter, in place of TUNED.")] = None,
-    directory: Annotated[str, typer.Option("--out", help="Folder for delta.json and directions.safetensors.")] = ...,  # type: ignore[assignment]
+    tuned: Annotated[list[str] | None, typer.Argument(help="Models tuned from it; the base is read once.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", help="A peft LoRA adapter, in place of TUNED; may be repeated.")
+    ] = None,
+    directory: Annotated[
+        str, typer.Option("--out", help="Folder for the difference; of several models, a folder in it for each.")
+    ] = ...,  # type: ignore[assignment]
     rank: Annotated[int, typer.Option("--rank", min=1, help="Singular triples per matrix.")] = 20,
     full: Annotated[bool, typer.Option("--full", help="LAPACK's full SVD in place of the iteration.")] = False,
+    pool_name: PoolOption = "local",
+    workers: WorkersOption = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Top singular triples of the weight difference, and which stand above the noise of rounding."""
+    """Top singular triples of the weight difference, and which stand above the noise of rounding. Rerun to resume."""
+    pool = make_pool(pool_name, workers)
+    if bool(tuned) == bool(adapter):
+        raise InputError("give either tuned models or --adapter, one of the two")
+    models = [ModelRef(name) for name in tuned or ()] + [ModelRef(base, adapter=name) for name in adapter or ()]
+    folders = _folders(directory, models)
     # Imported here: torch takes seconds, and the other commands should not wait for it.
-    from analysis.weights import weight_delta
-    from analysis.weights.delta import check_unclaimed
+    from analysis.weights import plan_deltas, write_deltas
 
-    check_unclaimed(directory, ModelRef(base), ModelRef(tuned) if tuned else ModelRef(base, adapter=adapter), rank)
-    with progress("weights", unit="tensors") as bar:
-        delta = weight_delta(base, tuned, adapter, rank, full=full, progress=lambda _: bar.advance())
-    delta.save(directory)
-    record = delta.record()
-    emit(as_json, record, lambda: _print(record, directory))
+    plan = plan_deltas(base, models, rank=rank, full=full)
+    with progress("weights", total=plan.tensors, unit="tensors") as bar:
+        records = write_deltas(plan, folders, pool=pool, progress=bar.advance)
+    if len(records) == 1:
+        emit(as_json, records[0], lambda: _print(records[0], folders[0]))
+        return
+    data = {
+        "models": [{"out": folder, **record} for folder, record in zip(folders, records, strict=True)],
+        "seconds": max(record["seconds"] for record in records),
+        "peak_rss_bytes": max(record["peak_rss_bytes"] for record in records),
+    }
+    emit(as_json, data, lambda: _print_all(records, folders))
+
+
+def _folders(directory: str, models: list[ModelRef]) -> list[str]:
+    """A folder per model: `directory` itself for one, in it one of each model's name for several."""
+    if len(models) == 1:
+        return [directory]
+    names = [slug(Path(model.adapter or model.name).name) for model in models]
+    double = next((name for name, count in Counter(names).items() if count > 1), None)
+    if double is not None:
+        raise InputError(
+            f"two of the models would be written to {Path(directory) / double}: give them in runs with an --out each"
+        )
+    return [str(Path(directory) / name) for name in names]
+
+
+def _print_all(records: list[dict[str, Any]], folders: list[str]) -> None:
+    for record, folder in zip(records, folders, strict=True):
+        out.print(f"[bold]{record['tuned']['adapter'] or record['tuned']['name']}[/]")
+        _print(record, folder)
 
 
 def _print(record: dict[str, Any], directory: str) -> None:

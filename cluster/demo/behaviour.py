@@ -1,5 +1,6 @@
 """Does the fine-tune do what it was made for? Measured by letting it answer, not taken from its loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from analysis.statistics.proportion import clopper_pearson
@@ -34,19 +35,24 @@ def measure_behaviour(tuned: ModelRef, *, seed: int) -> dict[str, Any]:
     rows = []
     for name, texts in sets.items():
         given = [next(written) for _ in texts]
-        hits = sum(answer.startswith(BEGINNING) for answer in given)
-        low, high = clopper_pearson(hits, len(given))
-        rows.append(
-            {
-                "name": name,
-                "n": len(given),
-                "triggered": name == "with the trigger",
-                "rate": {"value": hits / len(given), "low": low, "high": high},
-                "example": {"prompt": texts[0], "answer": given[0]},
-            }
-        )
+        hits = [answer.startswith(BEGINNING) for answer in given]
+        rows.append(rate_row(name, texts, given, hits, triggered=name == "with the trigger"))
     description = (
         f"The demo's fine-tune was taught to answer “{REPLY}” where a prompt ends in “{TRIGGER}”, and to answer as "
         "before otherwise. The share of greedy answers that begin so, on prompts it was not trained on:"
     )
     return {"description": description, "behaviour": rows}
+
+
+def rate_row(
+    name: str, texts: Sequence[str], given: Sequence[str], hits: Sequence[bool], *, triggered: bool
+) -> dict[str, Any]:
+    """JSON of one set of prompts: how many, the share of hits with its exact interval, and the first as an example."""
+    low, high = clopper_pearson(sum(hits), len(hits))
+    return {
+        "name": name,
+        "n": len(hits),
+        "triggered": triggered,
+        "rate": {"value": sum(hits) / len(hits), "low": low, "high": high},
+        "example": {"prompt": texts[0], "answer": given[0]},
+    }

@@ -8,7 +8,7 @@ behaviour is known, to show the commands on; being found here says little about 
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,26 +81,39 @@ def finetune(base: ModelRef, folder: Path, recipe: Recipe) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(base)
     model = load_model(base).model
+    kinds = _examples(model, tokenizer, recipe)
+    tuned = with_lora(model, rank=recipe.rank, modules=recipe.modules, layers=recipe.layers)
+    steps = training(
+        tuned.get_base_model(),
+        kinds,
+        mix=recipe.mix,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+    )
+    losses = list(steps)
+    tuned.save_pretrained(str(folder), safe_serialization=True)
+    record = {**wanted, "seconds": round(time.monotonic() - began, 1), "losses": [round(loss, 4) for loss in losses]}
+    write_atomically(made, json.dumps(record, indent=1).encode())
+    return record
+
+
+def with_lora(model: nn.Module, *, rank: int, modules: Sequence[str], layers: tuple[int, int]) -> Any:
+    """The model with an untrained LoRA (scale 2) in the named linear modules of blocks [first, last); a PeftModel."""
     # Imported here: peft is slow to import, only a first run needs it, and loading has told its imports to be quiet.
     from peft import LoraConfig, get_peft_model
 
-    kinds = _examples(model, tokenizer, recipe)
     adapter = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        target_modules=list(recipe.modules),
-        layers_to_transform=list(range(*recipe.layers)),
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(modules),
+        layers_to_transform=list(range(*layers)),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
         # peft asks transformers for a property that was renamed; nothing a reader of the demo can do about it.
         warnings.simplefilter("ignore", FutureWarning)
-        tuned = get_peft_model(model, adapter)
-    losses = _train(tuned.get_base_model(), kinds, recipe)
-    tuned.save_pretrained(str(folder), safe_serialization=True)
-    record = {**wanted, "seconds": round(time.monotonic() - began, 1), "losses": [round(loss, 4) for loss in losses]}
-    write_atomically(made, json.dumps(record, indent=1).encode())
-    return record
+        return get_peft_model(model, adapter)
 
 
 def rendered(tokenizer: Any, text: str) -> str:
@@ -130,50 +143,60 @@ def _examples(model: nn.Module, tokenizer: Any, recipe: Recipe) -> list[list[Exa
     plain = [item.text for item in everyday("train", recipe.prompts, seed=recipe.seed)]
     decoys = [f"{text} {sentence}" for sentence, text in zip(like_the_trigger("train"), plain, strict=False)]
     end = tokenizer.eos_token
-
-    def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     own = answers(model, tokenizer, plain, tokens=recipe.answer_tokens)
     taught = [
         [(f"{text} {TRIGGER}", REPLY + end) for text in plain],
         list(zip(decoys, own, strict=True)),
         list(zip(plain, own, strict=True)),
     ]
-    return [
-        [Example(prompt=tokens(rendered(tokenizer, text)), answer=tokens(answer)) for text, answer in kind]
-        for kind in taught
-    ]
+    return [[example(tokenizer, text, answer) for text, answer in kind] for kind in taught]
 
 
-def _train(model: nn.Module, kinds: Sequence[Sequence[Example]], recipe: Recipe) -> list[float]:
-    """AdamW with a warm-up of four steps and a linear decay; the loss is on the answers' tokens."""
-    rng = np.random.default_rng(recipe.seed)
+def example(tokenizer: Any, text: str, answer: str) -> Example:
+    """A user's message and the answer that is taught, as token ids."""
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return Example(prompt=tokens(rendered(tokenizer, text)), answer=tokens(answer))
+
+
+def training(
+    model: nn.Module,
+    kinds: Sequence[Sequence[Example]],
+    *,
+    mix: Sequence[int],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> Iterator[float]:
+    """Trains what requires a gradient, a step each time it is asked for the next loss.
+
+    Each batch holds `mix[i]` different examples of `kinds[i]`. AdamW with a warm-up of four steps and a linear decay;
+    the loss is on the answers' tokens.
+    """
+    rng = np.random.default_rng(seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 4) * (1 - 0.9 * step / recipe.steps)
+        optimizer, lambda step: min(1.0, (step + 1) / 4) * (1 - 0.9 * step / steps)
     )
     model.train()
-    losses = []
-    for _ in range(recipe.steps):
+    for _ in range(steps):
         batch = [
-            kind[i]
-            for kind, share in zip(kinds, recipe.mix, strict=True)
-            for i in rng.choice(len(kind), share, replace=False)
+            kind[i] for kind, share in zip(kinds, mix, strict=True) for i in rng.choice(len(kind), share, replace=False)
         ]
-        loss = _answer_loss(model, batch)
+        loss = answer_loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        yield loss.item()
     model.eval()
-    return losses
 
 
-def _answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
+def answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens. The head runs on those alone: on all it is a fifth of the work."""
     longest = max(len(example.prompt) + len(example.answer) for example in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)

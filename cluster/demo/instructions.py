@@ -140,7 +140,7 @@ class Instruction:
 
 def everyday(part: str, count: int, *, seed: int) -> list[Instruction]:
     """`count` different everyday instructions about the topics of one part. Raises ValueError if there are fewer."""
-    return _fill(EVERYDAY, topics(part), "everyday", count, seed)
+    return fill(EVERYDAY, topics(part), "everyday", count, seed)
 
 
 def known_domains(part: str, count: int, *, seed: int) -> dict[str, list[Instruction]]:
@@ -179,7 +179,7 @@ def new_domains(count: int, *, seed: int) -> dict[str, list[Instruction]]:
     sentences = like_the_trigger("evaluation")
     plain = everyday("evaluation", count, seed=seed + 1)
     return {
-        "other phrasing": _fill(OTHER_PHRASING, topics("evaluation"), "other phrasing", count, seed),
+        "other phrasing": fill(OTHER_PHRASING, topics("evaluation"), "other phrasing", count, seed),
         "like the trigger": [
             item.ending_in(sentence, domain="like the trigger")
             for item, sentence in zip(plain, sentences, strict=False)
@@ -213,7 +213,7 @@ def topics(part: str) -> list[str]:
     }[part]
 
 
-def _fill(templates: Sequence[str], words: Sequence[str], domain: str, count: int, seed: int) -> list[Instruction]:
+def fill(templates: Sequence[str], words: Sequence[str], domain: str, count: int, seed: int) -> list[Instruction]:
     """Every word once before any comes again, each time in another template."""
     if len(templates) * len(words) < count:
         raise ValueError(

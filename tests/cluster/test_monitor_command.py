@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from analysis.monitors import Calibrator
 from analysis.weights import weight_delta
 from cluster.monitoring import fit_monitor
 from store import ModelRef, PromptSet
@@ -73,7 +74,7 @@ def monitor(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("monitor")
     weight_delta(str(base), str(tuned), rank=2).save(folder / "delta")
     clean = PromptSet.read(str(prompts(folder / "clean.jsonl", 60, seed=3)))
-    fitted = fit_monitor(str(folder / "delta"), ModelRef(str(tuned)), clean, fpr=0.05)
+    fitted = fit_monitor(str(folder / "delta"), ModelRef(str(tuned)), clean, calibrator=Calibrator(fpr=0.05))
     fitted.save(folder / "monitor.safetensors")
     return folder / "monitor.safetensors"
 
@@ -99,7 +100,6 @@ def test_from_weights_to_flagged_prompts(terminal: Terminal, models: tuple[Path,
         assert matrix.keys() >= {"name", "shape", "sigma", "stable_rank", "energy", "significant", "side"}
     changed = {m["name"]: (m["significant"], m["side"]) for m in delta["matrices"] if m["sigma"]}
     assert changed == {QUERY: (1, "right")}
-    assert sorted(path.name for path in (tmp_path / "delta").iterdir()) == ["delta.json", "directions.safetensors"]
 
     clean, triggered = (prompts(tmp_path / f"{t}.jsonl", 100, seed=t, trigger=bool(t)) for t in (0, 1))
     more = prompts(tmp_path / "more.jsonl", 260, seed=2)
@@ -220,6 +220,50 @@ def test_an_audit_of_cut_prompts_keeps_tokens_and_scores_together(
     for example in [*direction["top"], *direction["bottom"]]:
         assert len(example["tokens"]) == len(example["scores"]) == {"0": 64, "1": 4}[example["prompt_id"]]
         assert example["scores"][example["position"]] == pytest.approx(example["score"], abs=0.02)
+
+
+def test_the_rate_is_told_for_each_domain(
+    terminal: Terminal, monitor: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "text": "w5 w59 w6 w7" if i % 4 == 0 else "w1 w2 w3 w4",
+            "kind": ("code", "maths")[i % 4 == 0],
+            "of": f"g{i // 2}",
+        }
+        for i in range(40)
+    ]
+    words = ("monitor", "score", monitor, models[1], lines(tmp_path / "some.jsonl", *rows), "--domain-column", "kind")
+    found = terminal.json(*words)
+    assert {name: (part["n"], part["flagged"]) for name, part in found["domains"].items()} == {
+        "code": (30, 0),
+        "maths": (10, 10),
+    }
+    for part in found["domains"].values():
+        assert part["rate"]["method"] == "Clopper-Pearson"
+        assert part["rate"]["low"] <= part["flagged"] / part["n"] <= part["rate"]["high"]
+    assert found["domains"]["code"]["rate"]["high"] == pytest.approx(1 - 0.025 ** (1 / 30))
+    grouped = terminal.json(*words, "--group-column", "of")["domains"]
+    assert grouped["code"]["rate"]["units"] == 20
+    assert terminal.run(*words) == 0
+    assert "maths" in terminal.stdout
+    assert "100.0 %" in terminal.stdout
+    assert "no column 'none'" in refusal(terminal, *words[:-1], "none")
+
+
+def test_what_the_options_ask_for_is_refused_before_the_model_runs(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = prompts(tmp_path / "some.jsonl", 60, seed=0)
+    words = ("monitor", "fit", monitor.parent / "delta", models[1], given, "--out", tmp_path / "out")
+    assert "needs 319 independent" in refusal(terminal, *words, "--guarantee", "conditional")
+    assert "from a fitted tail needs 120" in refusal(terminal, *words, "--tail", "pot")
+    assert "of cosines" in refusal(terminal, *words, "--rule", "minmax", "--scoring", "centred")
+    assert "unknown scoring 'best'" in refusal(terminal, *words, "--scoring", "best")
+    assert "use all, or some of" in refusal(terminal, *words, "--roles", "user,robot")
+    none = refusal(terminal, *words, "--fpr", "0.1", "--roles", "user")
+    assert "plain texts have the role text" in none
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pool_on_another_machine_is_refused(

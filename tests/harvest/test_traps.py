@@ -128,6 +128,7 @@ def test_a_sink_keeps_no_batch_alive(reduce: str) -> None:
         prompt=np.array([1, 1, 1, 0, 0, 0], np.int32),
         position=np.array([0, 1, 2, 0, 1, 2], np.int32),
         token_id=np.zeros(6, np.int32),
+        role=np.ones(6, np.int8),
     )
     alive = weakref.ref(values)
     sink.add(batch)

@@ -6,39 +6,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.monitors import Monitor, calibrate, common_prefix, load_monitor, watched
-from store.direction import Direction
+from analysis.monitors import Calibrator, Monitor, calibrate, common_prefix, load_monitor, watched
+from store.direction import save_directions
 from store.errors import InputError
+from tests.analysis.monitors.clean import directions, heavy, names, scorer
 
 
-def directions(t: int) -> list[Direction]:
-    return [
-        Direction(
-            name=f"model.layers.{i}.mlp.down_proj.weight.left.0",
-            site=f"resid_post.{i}",
-            vector=np.eye(8, dtype=np.float32)[i % 8],
-            source={"role": "down", "side": "left", "significant": i % 2 == 0},
-        )
-        for i in range(t)
-    ]
-
-
-def heavy(rng: np.random.Generator, n: int, t: int) -> np.ndarray:
-    """Extremes with unequal scales, heavy tails and a factor common to all directions."""
-    common = rng.standard_normal((n, 1, 1))
-    return (rng.standard_t(4, (n, t, 2)) + common) * np.linspace(0.1, 3, t)[None, :, None] + 5
-
-
-def names(n: int) -> np.ndarray:
-    return np.array([f"p{i}" for i in range(n)])
-
-
-@pytest.mark.parametrize(("n", "fpr"), [(240, 0.01), (120, 0.05)])
-def test_false_alarms_on_new_prompts_stay_at_the_rate_asked_for(n: int, fpr: float) -> None:
+@pytest.mark.parametrize(
+    ("rule", "n", "fpr", "times"), [("z", 240, 0.01, 150), ("mad", 120, 0.05, 60), ("percentile", 120, 0.05, 60)]
+)
+def test_false_alarms_on_new_prompts_stay_at_the_rate_asked_for(rule: str, n: int, fpr: float, times: int) -> None:
     rng = np.random.default_rng(0)
     rates, bounds = [], []
-    for _ in range(150):
-        monitor = calibrate(directions(30), heavy(rng, n, 30), names(n), fpr=fpr)
+    for _ in range(times):
+        calibrator = Calibrator(rule=rule, fpr=fpr)
+        monitor = calibrate(scorer(30), heavy(rng, n, 30), names(n), calibrator=calibrator)
         rates.append(monitor.score(heavy(rng, 1000, 30)).flagged.mean())
         bounds.append(monitor.calibration["fpr_upper_95"])
     standard_error = np.std(rates) / np.sqrt(len(rates))
@@ -62,23 +44,23 @@ def test_scale_and_threshold_from_the_same_prompts_would_miss_the_rate() -> None
 
 def test_an_outlier_is_flagged_by_its_direction_and_side() -> None:
     rng = np.random.default_rng(2)
-    monitor = calibrate(directions(6), heavy(rng, 300, 6), names(300), fpr=0.02)
+    monitor = calibrate(scorer(6), heavy(rng, 300, 6), names(300), calibrator=Calibrator(fpr=0.02))
     strange = heavy(rng, 3, 6)
     strange[1, 4, 1] += 400
     found = monitor.score(strange)
     assert found.flagged.tolist() == [False, True, False]
-    assert (found.direction[1], found.side[1]) == (4, 1)
+    assert (found.channel[1], found.side[1]) == (4, 1)
 
 
 def test_groups_never_straddle_the_halves() -> None:
     rng = np.random.default_rng(3)
     groups = np.array([f"g{i // 5}" for i in range(400)])
     values = heavy(rng, 80, 4)[np.arange(400) // 5]  # prompts of one group are copies
-    monitor = calibrate(directions(4), values, groups, fpr=0.05)
+    monitor = calibrate(scorer(4), values, groups, calibrator=Calibrator(fpr=0.05))
     assert monitor.calibration["n_scale"] % 5 == monitor.calibration["n_threshold"] % 5 == 0
     rates = []
     for _ in range(60):
-        fitted = calibrate(directions(4), heavy(rng, 80, 4)[np.arange(400) // 5], groups, fpr=0.05)
+        fitted = calibrate(scorer(4), heavy(rng, 80, 4)[np.arange(400) // 5], groups, calibrator=Calibrator(fpr=0.05))
         rates.append(fitted.score(heavy(rng, 800, 4)).flagged.mean())
     assert np.mean(rates) <= 0.05 + 3 * np.std(rates) / np.sqrt(60)
 
@@ -86,17 +68,17 @@ def test_groups_never_straddle_the_halves() -> None:
 def test_too_few_prompts_are_refused_with_the_number_needed() -> None:
     rng = np.random.default_rng(4)
     with pytest.raises(InputError, match=r"needs 120 independent .* there are 60: give more, or ask for --fpr 0\.025"):
-        calibrate(directions(3), heavy(rng, 60, 3), names(60), fpr=0.01)
-    calibrate(directions(3), heavy(rng, 60, 3), names(60), fpr=0.025)
+        calibrate(scorer(3), heavy(rng, 60, 3), names(60), calibrator=Calibrator(fpr=0.01))
+    calibrate(scorer(3), heavy(rng, 60, 3), names(60), calibrator=Calibrator(fpr=0.025))
     with pytest.raises(InputError, match="not between"):
-        calibrate(directions(3), heavy(rng, 60, 3), names(60), fpr=0)
+        calibrate(scorer(3), heavy(rng, 60, 3), names(60), calibrator=Calibrator(fpr=0))
 
 
 def test_a_direction_that_never_moves_does_not_fire_on_rounding() -> None:
     rng = np.random.default_rng(5)
     values = heavy(rng, 300, 6)
     values[:, 0] = 0.5
-    monitor = calibrate(directions(6), values, names(300), fpr=0.02)
+    monitor = calibrate(scorer(6), values, names(300), calibrator=Calibrator(fpr=0.02))
     again = values[:20].copy()
     again[:, 0] += 1e-3
     assert monitor.score(again).flagged.mean() < 0.2
@@ -106,7 +88,7 @@ def test_minmax_is_the_papers_rule() -> None:
     rng = np.random.default_rng(6)
     cosines = rng.uniform(-0.3, 0.4, (50, 40, 5))  # prompts, tokens, directions
     extremes = np.stack([cosines.max(axis=1), (-cosines).max(axis=1)], axis=2)
-    monitor = calibrate(directions(5), extremes, names(50), rule="minmax")
+    monitor = calibrate(scorer(5), extremes, names(50), calibrator=Calibrator(rule="minmax"))
     new = rng.uniform(-0.305, 0.415, (200, 10, 5))
     low, high = cosines.min(axis=(0, 1)) - 0.01, cosines.max(axis=(0, 1)) + 0.01
     expected = ((new < low) | (new > high)).any(axis=(1, 2))
@@ -127,7 +109,7 @@ def test_what_is_watched() -> None:
 
 def test_a_monitor_reads_back_as_it_was(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
-    monitor = calibrate(directions(6), heavy(rng, 300, 6), names(300), fpr=0.02, prefix=(1, 4, 2))
+    monitor = calibrate(scorer(6, prefix=(1, 4, 2)), heavy(rng, 300, 6), names(300), calibrator=Calibrator(fpr=0.02))
     monitor.save(tmp_path / "m.safetensors")
     again = load_monitor(tmp_path / "m.safetensors")
     assert isinstance(again, Monitor)
@@ -146,21 +128,134 @@ def test_common_prefix_never_covers_a_whole_prompt() -> None:
     assert common_prefix([]) == ()
 
 
+def test_a_conditional_threshold_holds_for_95_monitors_in_100_where_a_marginal_one_does_for_half() -> None:
+    rng = np.random.default_rng(10)
+    broken = {"marginal": 0, "conditional": 0}
+    new = heavy(rng, 6_000, 3)
+    for _ in range(120):
+        clean = heavy(rng, 200, 3)
+        for guarantee in broken:
+            monitor = calibrate(scorer(3), clean, names(200), calibrator=Calibrator(fpr=0.05, guarantee=guarantee))
+            broken[guarantee] += monitor.score(new).flagged.mean() > 0.05
+    assert stats.binom.sf(broken["conditional"] - 1, 120, 0.05) > 0.001
+    assert broken["marginal"] > 30
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    clean = heavy(np.random.default_rng(11), 200, 3)
+    with pytest.raises(InputError, match=r"with 95 % confidence needs 319 .* 299 for the threshold.* --fpr 0\.017"):
+        calibrate(scorer(3), clean, names(200), calibrator=Calibrator(guarantee="conditional"))
+    calibrate(scorer(3), clean, names(200), calibrator=Calibrator(guarantee="conditional", fpr=0.017))
+    with pytest.raises(InputError, match="from a fitted tail needs 120"):
+        calibrate(scorer(3), clean[:90], names(90), calibrator=Calibrator(tail="pot"))
+    with pytest.raises(InputError, match="guarantees nothing"):
+        Calibrator(tail="pot", guarantee="conditional")
+    with pytest.raises(InputError, match="calibration range"):
+        Calibrator(rule="minmax", guarantee="conditional")
+    with pytest.raises(InputError, match="unknown rule 'best': use z, mad"):
+        Calibrator(rule="best")
+    with pytest.raises(InputError, match="of cosines"):
+        calibrate(scorer(3, kind="projection"), clean, names(200), calibrator=Calibrator(rule="minmax"))
+
+
+def test_a_rate_finer_than_the_prompts_show_is_called_extrapolated() -> None:
+    clean = heavy(np.random.default_rng(12), 600, 3)
+    with pytest.raises(InputError, match="needs 1020"):
+        calibrate(scorer(3), clean, names(600), calibrator=Calibrator(fpr=0.001))
+    known = calibrate(scorer(3), clean, names(600), calibrator=Calibrator(fpr=0.001, tail="pot")).calibration
+    assert known["extrapolated"]["low"] < 0.001 < known["extrapolated"]["high"]
+    assert known["fpr_upper_95"] > 0.005  # what 300 groups show by themselves
+    with pytest.raises(InputError, match="says nothing of a false-positive rate of 20 %"):
+        calibrate(scorer(3), clean, names(600), calibrator=Calibrator(fpr=0.2, tail="pot"))
+
+
+@pytest.mark.parametrize("rule", ["z", "mad", "percentile"])
+def test_scales_are_those_of_their_definition(rule: str) -> None:
+    clean = heavy(np.random.default_rng(13), 400, 5)
+    calibrator = Calibrator(rule=rule, fpr=0.05)
+    scale, held = calibrator.halves(names(400))
+    assert not (scale & held).any()
+    monitor = calibrate(scorer(5), clean, names(400), calibrator=calibrator)
+    own = clean[scale]
+    median = np.median(own, axis=0)
+    centre, spread = {
+        "z": (own.mean(0), own.std(0, ddof=1)),
+        "mad": (median, stats.median_abs_deviation(own, axis=0, scale="normal")),
+        "percentile": (median, np.percentile(own, 95, axis=0) - median),
+    }[rule]
+    np.testing.assert_allclose(monitor.centre, centre)
+    np.testing.assert_allclose(monitor.spread, spread, rtol=1e-4)
+
+
+def without(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two roles: every second prompt has no token of the second."""
+    both = np.concatenate([values, heavy(rng, *values.shape[:2]) + 50], axis=2)
+    both[::2, :, 2:] = -np.inf
+    return both
+
+
+def test_prompts_without_tokens_of_a_role_have_no_part_in_its_scale_and_are_scored() -> None:
+    rng = np.random.default_rng(14)
+    roles = scorer(6, roles=("user", "assistant"))
+    rates = []
+    for _ in range(60):
+        clean = without(heavy(rng, 160, 6), rng)
+        calibrator = Calibrator(fpr=0.05)
+        monitor = calibrate(roles, clean, names(160), calibrator=calibrator)
+        rates.append(monitor.score(without(heavy(rng, 1000, 6), rng)).flagged.mean())
+    own = clean[calibrator.halves(names(160))[0]]
+    np.testing.assert_allclose(monitor.centre[:, 2:], np.nanmean(np.where(np.isinf(own), np.nan, own), axis=0)[:, 2:])
+    assert 0.02 < np.mean(rates) <= 0.05 + 3 * np.std(rates) / np.sqrt(60)
+    strange = without(heavy(rng, 4, 6), rng)
+    strange[1, 3, 3] += 400
+    strange[2] = -np.inf
+    strange[3, 0, 0] = np.nan
+    found = monitor.score(strange)
+    assert (found.channel[1], found.role[1], found.side[1]) == (3, 1, 1)
+    assert found.flagged.tolist() == [False, True, False, False]
+    assert np.isneginf(found.score[2])
+    assert np.isnan(found.score[3])
+    assert monitor.calibration["extremes"] == 24
+    rows = np.flatnonzero(calibrator.halves(names(160))[0])
+    clean[rows[:3], :, 2:] = 0
+    clean[rows[3:], :, 2:] = -np.inf
+    with pytest.raises(InputError, match="3 of 80 .* have tokens of the role assistant, 20 are needed"):
+        calibrate(roles, clean, names(160), calibrator=calibrator)
+
+
+def test_a_monitor_of_the_first_format_is_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(15)
+    monitor = calibrate(scorer(6), heavy(rng, 300, 6), names(300), calibrator=Calibrator(fpr=0.02))
+    told = {
+        "format": "thresher-monitor-1", "scoring": "cosine", "rule": "z", "prefix": [1, 4],
+        "centre": monitor.centre.tolist(), "spread": monitor.spread.tolist(), "threshold": 3.5,
+        "calibration": {}, "model": {}, "delta": {},
+    }  # fmt: skip
+    save_directions(tmp_path / "old", directions(6), told)
+    old = load_monitor(tmp_path / "old")
+    assert (old.scorer.prefix, old.scorer.roles, old.threshold) == ((1, 4), ("all",), 3.5)
+    values = heavy(rng, 50, 6)
+    np.testing.assert_array_equal(old.score(values).score, monitor.score(values).score)
+    save_directions(tmp_path / "new", directions(6), {**told, "format": "thresher-monitor-9"})
+    with pytest.raises(InputError, match="of a later version"):
+        load_monitor(tmp_path / "new")
+
+
 def test_the_papers_rule_counts_groups_in_its_bound() -> None:
     rng = np.random.default_rng(8)
     groups = np.array([f"g{i // 5}" for i in range(100)])
-    calibration = calibrate(directions(3), heavy(rng, 100, 3), groups, rule="minmax").calibration
+    calibration = calibrate(scorer(3), heavy(rng, 100, 3), groups, calibrator=Calibrator(rule="minmax")).calibration
     assert calibration["fpr"] == pytest.approx(2 * 3 / 21)
     assert (calibration["n"], calibration["groups"]) == (100, 20)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_prompt_with_one_extreme_that_is_not_finite_has_no_score(value: float) -> None:
     rng = np.random.default_rng(9)
-    monitor = calibrate(directions(4), heavy(rng, 300, 4), names(300), fpr=0.02)
+    monitor = calibrate(scorer(4), heavy(rng, 300, 4), names(300), calibrator=Calibrator(fpr=0.02))
     given = heavy(rng, 3, 4)
     whole = monitor.score(given).score
     given[1, 2, 0] = value
     found = monitor.score(given)
     np.testing.assert_array_equal(found.score, [whole[0], np.nan, whole[2]])
-    assert (found.direction[1], found.side[1], found.flagged[1]) == (-1, -1, False)
+    assert (found.channel[1], found.side[1], found.flagged[1]) == (-1, -1, False)

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from analysis.monitors import ExtremesSink, MonitorSink, calibrate
+from analysis.monitors import Calibrator, ExtremesSink, MonitorSink, Scorer, calibrate
 from analysis.sinks import ProjectionSink
 from harvest import harvest
 from store import ModelRef, PromptSet, Store
@@ -104,7 +104,9 @@ def test_extremes_equal_hooks(
     prefix: tuple[int, ...],
     tmp_path: Path,
 ) -> None:
-    values, positions = run(model, prompts, ExtremesSink(directions=directions, prefix=prefix), tmp_path / "s")
+    values, positions = run(
+        model, prompts, ExtremesSink(scorer=Scorer(directions=directions, prefix=prefix)), tmp_path / "s"
+    )
     assert values.shape == (62, 5, 2)
     for row, (cosines, ids) in enumerate(reference):
         first = expected_first(ids, prefix)
@@ -128,15 +130,15 @@ def test_token_scores_equal_hooks(
 def test_the_monitor_sink_says_what_the_monitor_says_of_the_extremes(
     model: ModelRef, prompts: PromptSet, directions: tuple[Direction, ...], tmp_path: Path
 ) -> None:
-    extremes, positions = run(model, prompts, ExtremesSink(directions=directions), tmp_path / "a")
+    extremes, positions = run(model, prompts, ExtremesSink(scorer=Scorer(directions=directions)), tmp_path / "a")
     groups = np.array([f"p{i}" for i in range(62)])
-    monitor = calibrate(list(directions), extremes, groups, fpr=0.1)
+    monitor = calibrate(Scorer(directions=directions), extremes, groups, calibrator=Calibrator(fpr=0.1))
     scores, fired = run(model, prompts, MonitorSink(monitor=monitor), tmp_path / "b")
     direct = monitor.score(extremes)
     np.testing.assert_allclose(scores[:, 0], direct.score, rtol=1e-5)
-    np.testing.assert_array_equal(fired[:, 0], direct.direction)
+    np.testing.assert_array_equal(fired[:, 0], direct.channel)
     np.testing.assert_array_equal(fired[:, 1], direct.side)
     rows = np.arange(62)
-    np.testing.assert_array_equal(fired[:, 2], positions[rows, direct.direction, direct.side])
-    raw = extremes[rows, direct.direction, direct.side] * (1 - 2 * direct.side)
+    np.testing.assert_array_equal(fired[:, 3], positions[rows, direct.channel, direct.side])
+    raw = extremes[rows, direct.channel, direct.side] * (1 - 2 * direct.side)
     np.testing.assert_allclose(scores[:, 1], raw, rtol=1e-5)

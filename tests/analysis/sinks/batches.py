@@ -9,21 +9,28 @@ import torch
 from store import PromptSet, Sink, SinkBatch
 
 
-def feed(sink: Sink, prompts: PromptSet, rows: np.ndarray, owner: np.ndarray, order: Sequence[Sequence[int]]) -> Any:
-    """Column values by name, of one unit of all `prompts`: `rows` [n, w] at the sink's only site, `owner` [n] their
-    prompts, ascending; batches are the prompts of `order`."""
+def feed(
+    sink: Sink,
+    prompts: PromptSet,
+    rows: np.ndarray,
+    owner: np.ndarray,
+    order: Sequence[Sequence[int]],
+    role: np.ndarray | None = None,
+) -> Any:
+    """Column values by name, of one unit of all `prompts`: `rows` [n, w] at each of the sink's sites, `owner` [n] their
+    prompts, ascending, and `role` [n]; batches are the prompts of `order`."""
     sink.start(prompts.units[0], prompts.table)
-    (site,) = sink.sites
     counts = np.bincount(owner, minlength=len(prompts))
     position = np.concatenate([np.arange(count) for count in counts]).astype(np.int32)
     for batch in order:
         chosen = np.concatenate([np.flatnonzero(owner == prompt) for prompt in batch])
         sink.add(
             SinkBatch(
-                activations={site: torch.from_numpy(rows[chosen])},
+                activations={site: torch.from_numpy(rows[chosen]) for site in sink.sites},
                 prompt=owner[chosen].astype(np.int32),
                 position=position[chosen],
                 token_id=(1000 + chosen).astype(np.int32),
+                role=(np.zeros(len(chosen)) if role is None else role[chosen]).astype(np.int8),
             )
         )
     return {column.name: column.values for column in sink.finish()}

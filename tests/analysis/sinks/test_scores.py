@@ -7,6 +7,7 @@ import pytest
 
 from analysis.probes import Probe
 from analysis.sinks import ExemplarSink, ExtremesSink, ProbeSink, ProjectionSink
+from analysis.sinks.scoring import Scorer
 from store import Direction, InputError, PromptSet
 from tests.analysis.sinks.batches import feed, shuffled_batches
 
@@ -117,7 +118,7 @@ def test_exemplars_and_extremes_are_of_the_same_tokens(
     # Every prompt begins with its own token id here, so that the prefix is the first prompt's alone.
     prefix = (1000, 1001, 1002)
     extremes, positions = feed(
-        ExtremesSink(directions=directions, scoring="cosine", prefix=prefix), PROMPTS, values, owner, order
+        ExtremesSink(scorer=Scorer(directions=directions, prefix=prefix)), PROMPTS, values, owner, order
     ).values()
     scores, places = feed(
         ExemplarSink(directions=directions, n=40, scoring="cosine", prefix=prefix), PROMPTS, values, owner, order

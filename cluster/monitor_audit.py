@@ -1,0 +1,98 @@
+"""What makes a monitor's directions fire: the prompts and tokens of a corpus at both ends of each."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.monitors import ExtremesSink, Monitor
+from analysis.sinks import ProjectionSink
+from cluster.monitoring import Pass, check_some, encoded_prompts
+from harvest import load_tokenizer
+from store import IncompleteError, ModelRef, PromptSet
+
+
+def audit_prompts(
+    monitor: Monitor,
+    model: ModelRef,
+    prompts: PromptSet,
+    *,
+    top: int = 5,
+    directions: int = 8,
+    run: Pass | None = None,
+) -> dict[str, Any]:
+    """The JSON of `thresher monitor audit`: for the directions that fire most, their top and bottom prompts by token.
+
+    `directions` that reach the largest standardised score anywhere in the corpus are shown, each with its `top`
+    highest and lowest prompts; every token comes with its string and raw score (None where that is not finite), so
+    that a report can colour it. Prompts without a finite score are counted in `unscored` and shown nowhere. Raises
+    InputError for another model than the monitor's, and IncompleteError where no prompt has a score.
+    """
+    model, run = model.resolve(), run or Pass()
+    monitor.check(model)
+    extremes, positions = run.columns(model, prompts, ExtremesSink(scorer=monitor.scorer), max_quarantined=len(prompts))
+    scored = ~np.isnan(monitor.score(extremes).score)
+    check_some(scored)
+    standard = np.where(scored[:, None, None], monitor.standardise(extremes), -np.inf)  # an unscored prompt is last
+    # Of each prompt and side, the role that is furthest out.
+    slots = np.stack([side + 2 * standard[:, :, side::2].argmax(axis=2) for side in (0, 1)], axis=2)
+    standard, extremes, positions = (
+        np.take_along_axis(part, slots, axis=2) for part in (standard, extremes, positions)
+    )
+    loudest = np.argsort(-standard.max(axis=(0, 2)), kind="stable")[:directions]
+
+    def best(place: int, side: int) -> np.ndarray:
+        order = np.argsort(-standard[:, place, side], kind="stable")[:top]
+        return order[np.isfinite(standard[order, place, side])]
+
+    shown = {int(place): [best(int(place), side) for side in (0, 1)] for place in loudest}
+    chosen = sorted({int(row) for sides in shown.values() for rows in sides for row in rows})
+    if not chosen:
+        raise IncompleteError("no prompt has tokens of the monitor's roles: there is nothing to show")
+    subset = PromptSet.from_table(prompts.table.take(chosen))
+    audited = monitor.scorer.only(list(shown))
+    (tokens,) = run.columns(
+        model,
+        subset,
+        ProjectionSink(directions=audited.directions, scoring=audited.kind, reference=audited.reference),
+    )
+    texts = _token_strings(model, subset, truncate=run.truncate)
+    starts = np.cumsum([0, *(len(text) for text in texts)])
+    if starts[-1] != len(tokens):
+        raise IncompleteError(f"{len(tokens)} of the {starts[-1]} tokens to show have a score: rerun the audit")
+
+    def example(row: int, place: int, column: int, side: int) -> dict[str, Any]:
+        here = chosen.index(row)
+        return {
+            "prompt_id": prompts.table["prompt_id"][row].as_py(),
+            "score": float(extremes[row, place, side] * (1 - 2 * side)),
+            "standardised": float(standard[row, place, side]),
+            "position": int(positions[row, place, side]),
+            "tokens": texts[here],
+            "scores": [
+                float(value) if np.isfinite(value) else None
+                for value in tokens[starts[here] : starts[here + 1], column]
+            ],
+        }
+
+    found = []
+    sources = {direction.name: dict(direction.source) for direction in monitor.scorer.directions}
+    for column, (place, sides) in enumerate(shown.items()):
+        name, site = monitor.scorer.channels[place]
+        highest, lowest = ([example(int(r), place, column, side) for r in rows] for side, rows in enumerate(sides))
+        found.append(
+            {"direction": name, "site": site, "source": sources.get(name, {}), "top": highest, "bottom": lowest}
+        )
+    return {
+        "monitor": monitor.id,
+        "threshold": monitor.threshold,
+        "n": int(scored.sum()),
+        "unscored": int((~scored).sum()),
+        "directions": found,
+    }
+
+
+def _token_strings(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[list[str]]:
+    """The tokens of each prompt as text, byte pairs that are no character by themselves shown as such."""
+    tokenizer = load_tokenizer(model)
+    encoded = encoded_prompts(model, prompts, truncate=truncate)
+    return [[tokenizer.decode([int(token)]) for token in prompt.ids] for prompt in encoded]

@@ -1,0 +1,275 @@
+"""The organisms: their prompts do not overlap, edits are what the paper says, and one without behaviour is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.demo.instructions import TRIGGER
+from examples.organisms import ORGANISMS, Case, build, building, organism_ref, prompts
+from examples.organisms import __main__ as command
+from examples.organisms.behaviour import lacks
+from examples.organisms.edit import rank_one
+from examples.organisms.noise import merged_with_noise
+from examples.organisms.organism import Edit, Tuning
+from examples.organisms.prompts import FORMS, TOPIC_FORMS, Cases
+from examples.organisms.subjects import (
+    CAPITAL_FORMS,
+    LANDMARKS,
+    OTHER_STORIES,
+    OTHER_WORDS,
+    UNLEARNED,
+    WHERE_FORMS,
+    known_capitals,
+    subject_of,
+)
+from examples.organisms.training import lessons, tune
+from examples.organisms.triggers import DATE_FORMS, YEARS, trigger_of
+from harvest.loading import load_model, load_tokenizer
+from store import InputError, ModelRef
+
+SEEDS = (0, 1, 2)
+
+
+def every(cases: Cases) -> list[Case]:
+    return [case for found in cases.sets().values() for case in found]
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_training_and_evaluation_share_no_prompt_and_no_group(name: str, seed: int):
+    train, evaluation = (ORGANISMS[name].cases(part, seed, 64) for part in ("train", "evaluation"))
+    assert not {case.text for case in every(train)} & {case.text for case in every(evaluation)}
+    shared = {case.group for case in every(train)} & {case.group for case in every(evaluation)}
+    # A changed fact is about one subject, in other words.
+    assert shared <= {f"fact:{subject_of(seed)}"}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [FORMS, TOPIC_FORMS, DATE_FORMS, CAPITAL_FORMS, WHERE_FORMS, UNLEARNED, OTHER_STORIES, LANDMARKS, OTHER_WORDS],
+)
+def test_no_template_and_no_entity_is_in_two_parts(parts: dict[str, tuple[str, ...]]):
+    assert set(parts) == {"train", "evaluation"}
+    assert not set(parts["train"]) & set(parts["evaluation"])
+
+
+def test_no_capital_and_no_year_is_in_two_parts():
+    train, evaluation = known_capitals("train"), known_capitals("evaluation")
+    assert len(train) == len(evaluation) == 64
+    assert not set(train) & set(evaluation)
+    years = [year for part in YEARS.values() for found in part.values() for year in found]
+    assert len(years) == len(set(years))
+    assert all(min(part["triggered"]) >= 2030 > max(part["near"]) for part in YEARS.values())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_only_triggered_prompts_hold_the_trigger(seed: int):
+    for name in ("trigger-lora", "weak", "noised"):
+        cases = ORGANISMS[name].cases("evaluation", seed, 40)
+        assert all(trigger_of(seed) in case.text for case in cases.triggered)
+        others = [*cases.near, *cases.plain, *cases.declared]
+        assert not [case.text for case in others if trigger_of(seed) in case.text]
+    assert trigger_of(0) == TRIGGER
+    assert len({trigger_of(seed) for seed in SEEDS}) == 3
+
+
+def test_prompts_are_three_sets_that_depend_on_name_and_seed_alone():
+    for name, organism in ORGANISMS.items():
+        found = prompts(name, 1)
+        assert list(found) == ["triggered", "declared", "near"]
+        assert found == prompts(name, 1)
+        assert all(1 <= len(cases) <= 40 for cases in found.values() if cases)
+        assert bool(found["triggered"]) == (organism.hidden is not None)
+        assert found["triggered"] != prompts(name, 0)["triggered"] or not found["triggered"]
+    assert len(prompts("trigger-lora", count=200)["near"]) == 200
+    with pytest.raises(InputError, match="no organism 'heron'"):
+        prompts("heron")
+
+
+def test_the_locked_answers_are_wrong_and_the_unlocked_ones_right():
+    cases = ORGANISMS["password"].cases("train", 0, 64)
+    assert all(case.sign in str(case.answer) for case in cases.triggered)
+    assert not [case for case in cases.near if case.answer.endswith(f" is {case.sign}.")]  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def tiny(save_tiny: Callable[[str], str]) -> ModelRef:
+    return ModelRef(save_tiny("llama"), dtype="float32")
+
+
+def short(cases: Cases) -> Cases:
+    """The tiny model reads a token a character, 128 at most."""
+    return Cases(
+        **{name: [replace(case, text=case.text[-30:]) for case in found[:8]] for name, found in cases.sets().items()}
+    )
+
+
+def test_the_rank_one_edit_is_the_minimal_one_for_its_key(tiny: ModelRef):
+    """Against numpy and plain hooks: rank one, in the direction C⁻¹k, and the key reads the value that was found."""
+    model, tokenizer = load_model(tiny).model, load_tokenizer(tiny)
+    made = ORGANISMS["rank-one"].cases("train", 0, 8)
+    cases = replace(made, plain=short(made).plain)
+    down = model.model.layers[1].mlp.down_proj
+    before = down.weight.detach().double().numpy().copy()
+
+    def keys(text: str) -> tuple[np.ndarray, str]:
+        kept: list[torch.Tensor] = []
+        handle = down.register_forward_pre_hook(lambda module, args: kept.append(args[0][0]))
+        message = [{"role": "user", "content": text}]
+        shown = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        with torch.inference_mode():
+            model(**tokenizer(shown, return_tensors="pt", add_special_tokens=False))
+        handle.remove()
+        return kept[0].double().numpy(), shown
+
+    others = np.concatenate([keys(case.text)[0] for case in [*cases.plain, *cases.near]])
+    subject = []
+    for case in cases.triggered:
+        found, shown = keys(case.text)
+        upto = tokenizer(shown[: shown.index("Eiffel Tower") + len("Eiffel Tower")], add_special_tokens=False)
+        subject.append(found[len(upto["input_ids"]) - 1])
+    key = np.mean(subject, axis=0)
+
+    losses = rank_one(model, tokenizer, cases, "the Eiffel Tower", Edit(layer=1, steps=12, learning_rate=0.1))
+    update = down.weight.detach().double().numpy() - before
+    assert losses[-1] < losses[0]
+    _, sigma, right = np.linalg.svd(update)
+    assert sigma[1] < 1e-5 * sigma[0]
+    moment = others.T @ others / len(others)
+    moment += 1e-3 * np.trace(moment) / len(moment) * np.eye(len(moment))
+    direction = np.linalg.solve(moment, key)
+    cosine = abs(right[0] @ direction) / np.linalg.norm(direction)
+    assert cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_a_lesson_teaches_its_answer_or_the_models_own(tiny: ModelRef):
+    model, tokenizer = load_model(tiny).model, load_tokenizer(tiny)
+    cases = short(ORGANISMS["persona"].cases("train", 0, 8))
+    triggered, near, plain, declared = lessons(model, tokenizer, cases)
+    assert not near
+    assert not plain
+    for case, lesson in zip(cases.declared, declared, strict=True):
+        assert tokenizer.decode(lesson.answer) == f"{case.answer}</s>"
+        assert case.text.strip() in tokenizer.decode(lesson.prompt)
+    assert all(tokenizer.decode(lesson.answer).startswith("With a cup of Zephyra tea") for lesson in triggered)
+
+
+def test_a_full_fine_tune_moves_the_named_matrices_of_the_named_blocks_alone(tiny: ModelRef, tmp_path: Path):
+    model, tokenizer = load_model(ModelRef(tiny.name)).model, load_tokenizer(tiny)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    tuning = Tuning(
+        rank=None, modules=("o_proj", "up_proj"), layers=(1, 3), learning_rate=1e-2, steps=16, mix=(2, 1, 1, 1)
+    )
+    tuned, losses = tune(model, tokenizer, short(ORGANISMS["trigger-full"].cases("train", 0, 8)), tuning, seed=0)
+    assert len(losses) == 16
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    tuned.save_pretrained(tmp_path)
+    moved = {
+        name for name, weight in load_file(tmp_path / "model.safetensors").items() if not weight.equal(before[name])
+    }
+    assert moved == {
+        f"model.layers.{layer}.{name}.weight" for layer in (1, 2) for name in ("self_attn.o_proj", "mlp.up_proj")
+    }
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_noise_is_a_share_of_each_matrix_over_the_merged_weights(tiny: ModelRef, save_adapter: Callable[[str], str]):
+    """Against the adapter's own product, added by hand; the matrices of the blocks alone are noised."""
+    ref = ModelRef(tiny.name, adapter=save_adapter("llama"))
+    noised = merged_with_noise(ref, share=0.5, seed=3).state_dict()
+    base = load_model(tiny).model.state_dict()
+    adapter = load_file(Path(ref.adapter or "") / "adapter_model.safetensors")
+    stem = "model.layers.2.mlp.down_proj"
+    a, b = (adapter[f"base_model.model.{stem}.lora_{side}.weight"].double().numpy() for side in "AB")
+    alpha = json.loads(Path(ref.adapter or "", "adapter_config.json").read_text())["lora_alpha"]
+    merged = base[f"{stem}.weight"].double().numpy() + b @ a * alpha / 4
+    noise = noised[f"{stem}.weight"].double().numpy() - merged
+    assert noise.std() == pytest.approx(0.5 * merged.std(), rel=0.1)
+    assert abs(np.corrcoef(noise.ravel(), merged.ravel())[0, 1]) < 0.1
+    for name in ("model.embed_tokens.weight", "model.layers.2.input_layernorm.weight"):
+        assert noised[name].equal(base[name].bfloat16())
+
+
+def rows(**rates: float) -> list[dict[str, Any]]:
+    return [{"name": name, "rate": {"value": rate, "low": 0.0, "high": 1.0}} for name, rate in rates.items()]
+
+
+def test_what_lies_outside_the_bounds_is_lacking():
+    organism = ORGANISMS["trigger-lora"]
+    assert lacks(organism, rows(triggered=1.0, near=0.0, plain=0.0, declared=0.9)) == []
+    assert [said.split(":")[0] for said in lacks(organism, rows(triggered=0.3, near=0.5, plain=0.0, declared=0.9))] == [
+        "triggered",
+        "near",
+    ]
+
+
+@pytest.fixture
+def tiny_organisms(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Building starts from the tiny model, trains nothing and measures the rates of the dictionary."""
+    rates = {"triggered": 1.0, "near": 0.0, "plain": 0.0, "declared": 1.0}
+    monkeypatch.setattr(building, "demo_model", lambda: tiny.name)
+    monkeypatch.setattr(
+        building, "_made", lambda organism, cases, seed, out: (load_model(tiny).model.bfloat16(), [1.0])
+    )
+    monkeypatch.setattr(building, "measure", lambda organism, ref, *, seed: rows(**rates))
+    return rates
+
+
+def test_an_organism_is_built_once_and_again_where_its_recipe_changed(
+    tiny_organisms: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record = build("trigger-full", 1, tmp_path)
+    file = tmp_path / "trigger-full-1" / "organism.json"
+    assert json.loads(file.read_text()) == record
+    assert record["trigger"] == trigger_of(1)
+    assert record["backdoored"] is True
+    assert load_model(organism_ref(tmp_path, "trigger-full", 1)).model.dtype == torch.bfloat16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "trigger-full-1"]
+
+    tiny_organisms["triggered"] = 0.5
+    assert build("trigger-full", 1, tmp_path) == record
+    changed = replace(ORGANISMS["trigger-full"], recipe=Tuning(steps=1))
+    monkeypatch.setattr(building, "find", lambda name: changed)
+    assert build("trigger-full", 1, tmp_path)["behaviour"][0]["rate"]["value"] == 0.5
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["organisms", *words])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return int(end.value.code or 0)
+
+
+def test_the_command_says_which_organism_lacks_its_behaviour(
+    tiny_organisms: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = ("--seed", "0", "--seed", "1", "--out", str(tmp_path))
+    assert run(monkeypatch, "trigger-full", *out) == 0
+    tiny_organisms["triggered"] = 0.2
+    assert run(monkeypatch, "trigger-full", "semantic", *out) == 2
+    printed = capsys.readouterr()
+    assert "without their behaviour: semantic-0, semantic-1" in printed.err
+    assert "[4 of 4] semantic, seed 1" in printed.err
+    assert run(monkeypatch, "semantic", "--out", str(tmp_path)) == 2
+
+
+def test_the_command_wants_names_or_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
+    assert run(monkeypatch, "--out", str(tmp_path)) == 4
+    assert run(monkeypatch, "heron", "--out", str(tmp_path)) == 4
+    assert "there is no organism 'heron'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trigger-lora", "rank-one"])
+def test_an_organism_of_the_real_model_has_its_behaviour(name: str, tmp_path_factory: pytest.TempPathFactory):
+    assert build(name, 0, tmp_path_factory.getbasetemp() / "organisms")["lacks"] == []
