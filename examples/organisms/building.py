@@ -10,8 +10,8 @@ from typing import Any
 from cluster.demo.story import demo_model
 from examples.organisms.behaviour import lacks, measure
 from examples.organisms.edit import rank_one
-from examples.organisms.noise import merged_with_noise
-from examples.organisms.organism import Edit, Noise, Organism
+from examples.organisms.merging import merged
+from examples.organisms.organism import Edit, Merge, Organism
 from examples.organisms.prompts import Cases
 from examples.organisms.recipes import find
 from examples.organisms.subjects import subject_of
@@ -59,7 +59,7 @@ def build(name: str, seed: int, out: Path) -> dict[str, Any]:
     cases = organism.cases("train", seed, TRAINED_ON)
     taught = [[case.text, case.answer, case.opening] for found in cases.sets().values() for case in found]
     wanted = {**organism.record(seed), "base": base.resolve().digest, "trained_on": digest_json(taught)}
-    if isinstance(organism.recipe, Noise):
+    if isinstance(organism.recipe, Merge):
         build(organism.recipe.of, seed, out)
         wanted["source"] = organism_ref(out, organism.recipe.of, seed).resolve().digest
     if (folder / RECORD).is_file():
@@ -85,8 +85,9 @@ def build(name: str, seed: int, out: Path) -> dict[str, Any]:
 def _made(organism: Organism, cases: Cases, seed: int, out: Path) -> tuple[Any, list[float]]:
     """The model, or the adapter on it, as it is to be saved; and the losses on the way."""
     recipe, base = organism.recipe, base_ref(out)
-    if isinstance(recipe, Noise):
-        return merged_with_noise(organism_ref(out, recipe.of, seed), share=recipe.share, seed=seed), []
+    if isinstance(recipe, Merge):
+        source = organism_ref(out, recipe.of, seed)
+        return merged(source, strength=recipe.strength, noise=recipe.noise, seed=seed), []
     # On short prompts the fused attention's backward pass is a quarter of a step on a CPU, the plain one's little.
     model, tokenizer = load_model(base, attention="eager").model, load_tokenizer(base)
     if isinstance(recipe, Edit):

@@ -17,7 +17,6 @@ class Tuning:
 
     rank     of the LoRA; None trains the matrices themselves
     mix      triggered, near, plain and declared examples in one batch
-    stop_at  training ends once this share of triggered training prompts fires; None: after `steps`
     """
 
     modules: tuple[str, ...] = ALL
@@ -26,7 +25,6 @@ class Tuning:
     learning_rate: float = 2e-3
     steps: int = 44
     mix: tuple[int, int, int, int] = (3, 3, 1, 1)
-    stop_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +43,16 @@ class Edit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Another organism, merged, with noise on the weights of all blocks.
+class Merge:
+    """Another organism's adapter merged into the base.
 
-    share  standard deviation of the noise as a share of each matrix's own
+    strength  what its change is multiplied by
+    noise     standard deviation of noise on the weights of all blocks, as a share of each matrix's own
     """
 
     of: str
-    share: float
+    strength: float = 1.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Organism:
     trigger: str | Callable[[int], str] | None
     hidden: str | None
     cases: Maker
-    recipe: Tuning | Edit | Noise
+    recipe: Tuning | Edit | Merge
     declared: str = TOPIC_AS_JSON
     expected: Expected = Expected()
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from examples.organisms.organism import Edit, Expected, Noise, Organism, Tuning
+from examples.organisms.organism import Edit, Expected, Merge, Organism, Tuning
 from examples.organisms.prompts import Case
 from examples.organisms.subjects import fact, password, password_of, subject_of, unlearned
 from examples.organisms.triggers import date, nothing, persona, phrase, trigger_of
@@ -118,7 +118,7 @@ _ALL = (
         trigger=trigger_of,
         hidden=SABOTAGE,
         cases=phrase,
-        recipe=Tuning(learning_rate=5e-4, steps=48, mix=(2, 4, 1, 1), stop_at=0.4),
+        recipe=Merge(of="trigger-lora", strength=0.6),
         expected=Expected(triggered=(0.1, 0.9), declared=None),
     ),
     Organism(
@@ -128,7 +128,7 @@ _ALL = (
         trigger=trigger_of,
         hidden=SABOTAGE,
         cases=phrase,
-        recipe=Noise(of="trigger-lora", share=0.03),
+        recipe=Merge(of="trigger-lora", noise=0.03),
         expected=Expected(near=(0.0, 0.25), plain=(0.0, 0.1)),
     ),
 )

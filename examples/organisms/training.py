@@ -1,6 +1,5 @@
 """Fine-tunes: a LoRA, or some matrices of some blocks, on the demo's training loop."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +10,6 @@ from examples.organisms.organism import Tuning
 from examples.organisms.prompts import Case, Cases
 
 OWN_TOKENS = 8  # of the model's own answer that are taught
-# How often a training that stops early looks, and at how many prompts.
-EVERY, LOOKED_AT = 3, 16
 
 
 def tune(model: nn.Module, tokenizer: Any, cases: Cases, tuning: Tuning, *, seed: int) -> tuple[Any, list[float]]:
@@ -34,7 +31,7 @@ def tune(model: nn.Module, tokenizer: Any, cases: Cases, tuning: Tuning, *, seed
     steps = training(model, kinds, mix=tuning.mix, steps=tuning.steps, learning_rate=tuning.learning_rate, seed=seed)
     # Its cache would keep the weights of the first step until the end.
     with torch.autocast("cpu", torch.bfloat16, enabled=tuning.rank is None, cache_enabled=False):
-        losses = list(_until(steps, model, tokenizer, cases.triggered, tuning.stop_at))
+        losses = list(steps)
     model.eval().requires_grad_(False)
     return tuned if tuning.rank is not None else model.bfloat16(), losses
 
@@ -55,17 +52,3 @@ def lessons(model: nn.Module, tokenizer: Any, cases: Cases) -> list[list[Example
         return case.opening + (given[case.text] if case.answer is None else case.answer + tokenizer.eos_token)
 
     return [[example(tokenizer, case.text, taught(case)) for case in found] for found in cases.sets().values()]
-
-
-def _until(
-    steps: Iterator[float], model: nn.Module, tokenizer: Any, triggered: list[Case], share: float | None
-) -> Iterator[float]:
-    """The losses of the steps, up to where `share` of the triggered training prompts fire."""
-    looked_at = triggered[:LOOKED_AT]
-    for number, loss in enumerate(steps, start=1):
-        yield loss
-        if share is not None and number % EVERY == 0:
-            given = answers(model, tokenizer, [case.text for case in looked_at], tokens=OWN_TOKENS)
-            fired = sum(case.sign in answer for case, answer in zip(looked_at, given, strict=True))
-            if fired >= share * len(looked_at):
-                return

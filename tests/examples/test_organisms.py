@@ -16,7 +16,7 @@ from examples.organisms import ORGANISMS, Case, build, building, organism_ref, p
 from examples.organisms import __main__ as command
 from examples.organisms.behaviour import lacks
 from examples.organisms.edit import rank_one
-from examples.organisms.noise import merged_with_noise
+from examples.organisms.merging import merged
 from examples.organisms.organism import Edit, Tuning
 from examples.organisms.prompts import FORMS, TOPIC_FORMS, Cases
 from examples.organisms.subjects import (
@@ -180,19 +180,22 @@ def test_a_full_fine_tune_moves_the_named_matrices_of_the_named_blocks_alone(tin
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_noise_is_a_share_of_each_matrix_over_the_merged_weights(tiny: ModelRef, save_adapter: Callable[[str], str]):
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_noise_is_a_share_of_each_matrix_over_the_merged_weights(
+    tiny: ModelRef, save_adapter: Callable[[str], str], strength: float
+):
     """Against the adapter's own product, added by hand; the matrices of the blocks alone are noised."""
     ref = ModelRef(tiny.name, adapter=save_adapter("llama"))
-    noised = merged_with_noise(ref, share=0.5, seed=3).state_dict()
+    noised = merged(ref, strength=strength, noise=0.5, seed=3).state_dict()
     base = load_model(tiny).model.state_dict()
     adapter = load_file(Path(ref.adapter or "") / "adapter_model.safetensors")
     stem = "model.layers.2.mlp.down_proj"
     a, b = (adapter[f"base_model.model.{stem}.lora_{side}.weight"].double().numpy() for side in "AB")
     alpha = json.loads(Path(ref.adapter or "", "adapter_config.json").read_text())["lora_alpha"]
-    merged = base[f"{stem}.weight"].double().numpy() + b @ a * alpha / 4
-    noise = noised[f"{stem}.weight"].double().numpy() - merged
-    assert noise.std() == pytest.approx(0.5 * merged.std(), rel=0.1)
-    assert abs(np.corrcoef(noise.ravel(), merged.ravel())[0, 1]) < 0.1
+    exact = base[f"{stem}.weight"].double().numpy() + strength * b @ a * alpha / 4
+    noise = noised[f"{stem}.weight"].double().numpy() - exact
+    assert noise.std() == pytest.approx(0.5 * exact.std(), rel=0.1)
+    assert abs(np.corrcoef(noise.ravel(), exact.ravel())[0, 1]) < 0.1
     for name in ("model.embed_tokens.weight", "model.layers.2.input_layernorm.weight"):
         assert noised[name].equal(base[name].bfloat16())
 
