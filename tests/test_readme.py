@@ -1,4 +1,4 @@
-"""The commands and Python examples of the README and of docs/harvest.md, run as they stand, on small models."""
+"""The commands and Python examples of the README and the docs, run as they stand, on small models."""
 
 import json
 import os
@@ -24,20 +24,22 @@ def blocks(language: str, document: Path = README) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, save_tiny: Callable[[str], str], ray_here: None) -> Path:
-    """A folder with what the README calls my-model, my-tuned-model, facts.csv, everyday.jsonl and incoming.jsonl."""
+    """A folder with what they call my-model, my-tuned-model, my-other-model, facts.csv and two files of prompts."""
     import torch
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(save_tiny("llama"), tmp_path / "my-model")
-    shutil.copytree(save_tiny("llama"), tmp_path / "my-tuned-model")
-    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model")
-    with torch.no_grad():
-        for layer in tuned.model.layers:
-            layer.mlp.down_proj.weight += 0.05 * torch.outer(torch.randn(32), torch.randn(48))
-    tuned.save_pretrained(tmp_path / "my-tuned-model")
+    for name in ("my-tuned-model", "my-other-model"):
+        shutil.copytree(save_tiny("llama"), tmp_path / name)
+        tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model")
+        with torch.no_grad():
+            for layer in tuned.model.layers:
+                layer.mlp.down_proj.weight += 0.05 * torch.outer(torch.randn(32), torch.randn(48))
+        tuned.save_pretrained(tmp_path / name)
     write_statements(tmp_path / "facts.csv", 240)
     for name, count in (("everyday.jsonl", 120), ("incoming.jsonl", 30)):
-        rows = [{"text": f"{name} tells of city {row} and of {row * 7 % 11} others"} for row in range(count)]
+        text = name + " tells of city {} and of {} others"
+        rows = [{"text": text.format(row, row * 7 % 11), "source": "ab"[row % 2]} for row in range(count)]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -63,8 +65,9 @@ def test_python(workplace: Path) -> None:
     assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", done.stdout), done.stdout
 
 
-def test_harvest_docs(workplace: Path) -> None:
-    document = ROOT / "docs" / "harvest.md"
+@pytest.mark.parametrize("name", ["harvest.md", "weights.md"])
+def test_docs(workplace: Path, name: str) -> None:
+    document = ROOT / "docs" / name
     for block in blocks("sh", document):
         run_commands(block, workplace)
     for block in blocks("python", document):
