@@ -1,5 +1,6 @@
 """What makes a monitor's directions fire: the prompts and tokens of a corpus at both ends of each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,10 @@ import numpy as np
 from analysis.monitors import ExtremesSink, Monitor
 from analysis.sinks import ProjectionSink
 from cluster.monitoring import Pass, check_some, encoded_prompts
-from harvest import load_tokenizer
-from store import IncompleteError, ModelRef, PromptSet
+from harvest import load_model, load_tokenizer
+from harvest.loading import load_config
+from harvest.read_out import read_out
+from store import Direction, IncompleteError, ModelRef, PromptSet
 
 
 def audit_prompts(
@@ -24,7 +27,8 @@ def audit_prompts(
 
     `directions` that reach the largest standardised score anywhere in the corpus are shown, each with its `top`
     highest and lowest prompts; every token comes with its string and raw score (None where that is not finite), so
-    that a report can colour it. Prompts without a finite score are counted in `unscored` and shown nowhere. Raises
+    that a report can colour it. `read_out` says which tokens the direction itself makes more and less likely (see
+    `harvest.read_out`); None for a subspace, and for a direction that is not as wide as the residual stream. Prompts without a finite score are counted in `unscored` and shown nowhere. Raises
     InputError for another model than the monitor's, and IncompleteError where no prompt has a score.
     """
     model, run = model.resolve(), run or Pass()
@@ -74,13 +78,21 @@ def audit_prompts(
             ],
         }
 
+    words = _read_outs(model, audited.directions) if audited.kind != "mahalanobis" else {}
     found = []
     sources = {direction.name: dict(direction.source) for direction in monitor.scorer.directions}
     for column, (place, sides) in enumerate(shown.items()):
         name, site = monitor.scorer.channels[place]
         highest, lowest = ([example(int(r), place, column, side) for r in rows] for side, rows in enumerate(sides))
         found.append(
-            {"direction": name, "site": site, "source": sources.get(name, {}), "top": highest, "bottom": lowest}
+            {
+                "direction": name,
+                "site": site,
+                "source": sources.get(name, {}),
+                "read_out": words.get(name),
+                "top": highest,
+                "bottom": lowest,
+            }
         )
     return {
         "monitor": monitor.id,
@@ -89,6 +101,16 @@ def audit_prompts(
         "unscored": int((~scored).sum()),
         "directions": found,
     }
+
+
+def _read_outs(model: ModelRef, directions: Sequence[Direction]) -> dict[str, dict[str, Any]]:
+    """By name, the tokens of the directions that are as wide as the residual stream."""
+    width = load_config(model).get_text_config(decoder=True).hidden_size
+    fitting = [direction for direction in directions if direction.vector.shape == (width,)]
+    if not fitting:
+        return {}
+    read = read_out(load_model(model), load_tokenizer(model), np.stack([direction.vector for direction in fitting]))
+    return {direction.name: found.record() for direction, found in zip(fitting, read, strict=True)}
 
 
 def _token_strings(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[list[str]]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from harvest.architecture import Tap
+from harvest.condition import Condition, Gate, watch
 from harvest.loading import LoadedModel
 from store import Site
+from store.digest import digest_array
 from store.errors import InputError
 
 KINDS = ("add", "ablate", "clamp")
@@ -18,7 +20,8 @@ KINDS = ("add", "ablate", "clamp")
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
-    """A change to the activations x [tokens, width] of one site, at every token of prompt and response.
+    """A change to the activations x [tokens, width] of one site, at every token of prompt and response that `intervene`
+    lets it have.
 
     kind     add: x + amount · v.  ablate: x without its component in the span of the vectors.
              clamp: x with its coordinate along v / ‖v‖ set to `amount`
@@ -45,22 +48,32 @@ class Intervention:
 
     def record(self) -> dict[str, Any]:
         """JSON of what it does, the vectors as a digest of their float32 bytes."""
-        from store.digest import digest_array
-
         return {"site": self.site, "kind": self.kind, "amount": self.amount, "vectors": digest_array(self.vectors)}
+
+    def control(self, generator: np.random.Generator) -> "Intervention":
+        """The same change along random directions: as many, of the same norms, isotropic (normal) otherwise."""
+        drawn = generator.standard_normal(self.vectors.shape)
+        norms = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        return replace(self, vectors=drawn / np.linalg.norm(drawn, axis=1, keepdims=True) * norms)
 
 
 @contextmanager
-def intervene(loaded: LoadedModel, interventions: Sequence[Intervention]) -> Iterator[None]:
+def intervene(
+    loaded: LoadedModel, interventions: Sequence[Intervention], *, once: Condition | None = None
+) -> Iterator[Gate]:
     """The model with its sites written to, for as long as the context lasts; in the order given at one site.
 
+    With `once`, only where a prompt has fired (see `harvest.condition`), and passes run through the gate that is given.
     Raises InputError for a site the model does not have, and a vector of another width when it first runs.
     """
+    gate = Gate(once)
     with ExitStack() as hooks:
+        # Before the changes, whose hooks run behind these at the same module: a token is scored as it came.
+        hooks.enter_context(watch(loaded, gate))
         for intervention in interventions:
             tap = loaded.decoder.tap(Site.parse(intervention.site))
-            hooks.callback(_attach(tap, _Change(intervention)).remove)
-        yield
+            hooks.callback(_attach(tap, _Change(intervention), gate).remove)
+        yield gate
 
 
 class _Change:
@@ -95,16 +108,13 @@ class _Change:
         return changed.to(x.dtype)
 
 
-def _attach(tap: Tap, change: _Change) -> Any:
+def _attach(tap: Tap, change: _Change, gate: Gate) -> Any:
     def write(x: torch.Tensor) -> torch.Tensor:
-        if not tap.split:
-            return change(x)
-        heads = x.unflatten(-1, (tap.split, -1))
         if tap.head is None:
-            return change(x)
-        heads = heads.clone()
+            return gate.chosen(change(x), x)
+        heads = x.unflatten(-1, (tap.split, -1)).clone()
         heads[..., tap.head, :] = change(heads[..., tap.head, :])
-        return heads.flatten(-2)
+        return gate.chosen(heads.flatten(-2), x)
 
     if tap.side == "in":
         return tap.module.register_forward_pre_hook(

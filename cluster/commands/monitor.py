@@ -232,7 +232,7 @@ def audit(
     response_column: ResponseColumnOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the prompts and tokens at both ends of the directions that fire most.
+    """Show the directions that fire most: the prompts and tokens at both ends, and the tokens each makes likelier.
 
     Exits with 2 where some prompts could not be scored.
     """
@@ -259,6 +259,9 @@ def _print_audit(record: dict[str, Any]) -> None:
     _print_unscored(record)
     for found in record["directions"]:
         out.print(f"\n[bold]{found['direction']}[/] at {found['site']}")
+        for end in ("raises", "lowers") if found["read_out"] else ():
+            tokens = ", ".join(repr(entry["token"]) for entry in found["read_out"][end])
+            out.print(Text(f" {end} {tokens}"), soft_wrap=True)
         for sign, end in (("+", "top"), ("−", "bottom")):
             for example in found[end][:3]:
                 out.print(Text(f" {sign}{abs(example['score']):.3f} {example['prompt_id']}: "), end="")

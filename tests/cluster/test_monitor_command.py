@@ -125,6 +125,7 @@ def test_from_weights_to_flagged_prompts(terminal: Terminal, models: tuple[Path,
     shown = terminal.json("monitor", "audit", monitor, tuned, triggered, "--dtype", "float32", "--out", audit)
     assert json.loads(audit.read_text()) == shown
     (direction,) = shown["directions"]
+    assert [len(direction["read_out"][end]) for end in ("raises", "lowers")] == [8, 8]
     for example in [*direction["top"], *direction["bottom"]]:
         assert len(example["tokens"]) == len(example["scores"]) == 14
         assert example["scores"][example["position"]] == pytest.approx(example["score"], abs=1e-4)
