@@ -11,22 +11,28 @@ from analysis.monitors import ExtremesSink, Scorer
 from harvest import LogProbSink, harvest
 from store import CaptureSpec, ModelRef, PromptSet, Store
 
-SITE = "resid_post.15"
+NORM_SITES = ("resid_post.10", "resid_post.15", "resid_post.22", "resid_post.29")
+LAST_SITE = "resid_post.22"  # one of them
 Features = dict[str, np.ndarray]
 
 
 def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) -> Features:
-    """By name: `extremes …` of each scorer [n, c, 2 r], `last` residual [n, width] float32, `logprob` mean [n],
-    and `tokens` [rows, width] float16 with `offsets` [n + 1], every token's residual."""
+    """By name: `extremes …` of each scorer [n, c, 2 r], `last` residual [n, width] float32 at LAST_SITE, `logprob`
+    mean [n], and `tokens` [rows, sites, width] float16 with `offsets` [n + 1], every token's residual at NORM_SITES."""
     sinks = {name: ExtremesSink(scorer=scorer) for name, scorer in scorers.items()}
     with tempfile.TemporaryDirectory(prefix="bench-detect-") as folder:
         store = Store.create(str(Path(folder) / "store"), prompts)
         harvest(
-            model, store, CaptureSpec(sites=SITE), sinks=[*sinks.values(), LogProbSink()], certificate_prompts=0
+            model,
+            store,
+            CaptureSpec(sites=",".join(NORM_SITES)),
+            sinks=[*sinks.values(), LogProbSink()],
+            certificate_prompts=0,
         ).raise_if_incomplete()
         resolved = model.resolve()
-        rows = np.asarray(store.column(resolved, SITE)[:], np.float32)
-        table = store.tokens(resolved, SITE)
+        # float16 holds every bfloat16 between 2⁻¹⁴ and 65504 in size exactly: it has three bits more of fraction.
+        tokens = np.stack([np.asarray(store.column(resolved, s)[:]).astype(np.float16) for s in NORM_SITES], axis=1)
+        table = store.tokens(resolved, LAST_SITE)
         position = np.asarray(table["position"])
         offsets = np.append(np.flatnonzero(position == 0), len(position))
         logprob = np.asarray(store.column(resolved, "logprob")[:], np.float64)
@@ -36,9 +42,9 @@ def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) ->
         }
     return {
         **found,
-        "last": rows[offsets[1:] - 1],
+        "last": tokens[offsets[1:] - 1, NORM_SITES.index(LAST_SITE)].astype(np.float32),
         "logprob": segment_means(logprob, offsets),
-        "tokens": rows.astype(np.float16),
+        "tokens": tokens,
         "offsets": offsets,
     }
 
@@ -49,13 +55,23 @@ def segment_means(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def against_base(tuned: Features, base: Features) -> Features:
-    """What baselines need of both models over the same prompts."""
-    moved = np.linalg.norm(tuned["tokens"].astype(np.float32) - base["tokens"].astype(np.float32), axis=1)
+    """What baselines need of both models over the same prompts.
+
+    `difference norm` [n, sites]: the largest over a prompt's tokens at each of NORM_SITES; `difference` and `residual`
+    [n, width]: of the last token at LAST_SITE; `log-probabilities` [n, 2]: the mean over a prompt's tokens.
+    """
+    moved = np.stack(
+        [
+            np.linalg.norm(tuned["tokens"][:, s].astype(np.float32) - base["tokens"][:, s].astype(np.float32), axis=1)
+            for s in range(len(NORM_SITES))
+        ],
+        axis=1,
+    )
     starts = tuned["offsets"][:-1]
     # The first token is an attention sink, whose massive activations would hide all others.
     moved[starts] = 0.0
     return {
-        "difference norm": np.maximum.reduceat(moved, starts)[:, None],
+        "difference norm": np.maximum.reduceat(moved, starts, axis=0),
         "difference": tuned["last"] - base["last"],
         "residual": tuned["last"],
         "log-probabilities": np.stack([base["logprob"], tuned["logprob"]], axis=1),

@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from analysis.weights import weight_delta
+from analysis.weights.compare import TOLERANCE
 from analysis.weights.noise import rounding_noise
 from analysis.weights.svd import top_triples
 from harvest.gguf import unpacked
@@ -88,7 +89,7 @@ def matrices(shapes: tuple[tuple[int, int], ...], rounds: int) -> None:
         reference = sigma.double().numpy(), left[:, :count].double().numpy()
 
         def ours(delta: torch.Tensor = delta, edge: float = edge) -> tuple[torch.Tensor, torch.Tensor]:
-            triples = top_triples(delta, RANK, edge=edge)
+            triples = top_triples(delta, RANK, edge=edge, tolerance=TOLERANCE)
             return triples.sigma, triples.left
 
         iterations, theirs = as_accurate(delta, reference, count)

@@ -58,6 +58,8 @@ def main() -> None:
     try:
         _register(sys.argv[1:])
         code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of an interruption
+            raise KeyboardInterrupt
     except ThresherError as error:
         err.print(f"thresher: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -28,14 +28,18 @@ def audit_prompts(
     `directions` that reach the largest standardised score anywhere in the corpus are shown, each with its `top`
     highest and lowest prompts; every token comes with its string and raw score (None where that is not finite), so
     that a report can colour it. `read_out` says which tokens the direction itself makes more and less likely (see
-    `harvest.read_out`); None for a subspace, and for a direction that is not as wide as the residual stream. Prompts without a finite score are counted in `unscored` and shown nowhere. Raises
-    InputError for another model than the monitor's, and IncompleteError where no prompt has a score.
+    `harvest.read_out`); None for a subspace, and for a direction that is not as wide as the residual stream. Prompts
+    without a finite score are counted in `unscored`, those without tokens of the monitor's roles in `without_roles`;
+    neither are in `n` or shown. Raises InputError for another model than the monitor's, and IncompleteError where no
+    prompt has a score.
     """
     model, run = model.resolve(), run or Pass()
     monitor.check(model)
     extremes, positions = run.columns(model, prompts, ExtremesSink(scorer=monitor.scorer), max_quarantined=len(prompts))
-    scored = ~np.isnan(monitor.score(extremes).score)
-    check_some(scored)
+    score = monitor.score(extremes).score
+    unscored, without_roles = np.isnan(score), np.isneginf(score)
+    check_some(monitor, unscored, without_roles)
+    scored = ~(unscored | without_roles)
     standard = np.where(scored[:, None, None], monitor.standardise(extremes), -np.inf)  # an unscored prompt is last
     # Of each prompt and side, the role that is furthest out.
     slots = np.stack([side + 2 * standard[:, :, side::2].argmax(axis=2) for side in (0, 1)], axis=2)
@@ -50,8 +54,6 @@ def audit_prompts(
 
     shown = {int(place): [best(int(place), side) for side in (0, 1)] for place in loudest}
     chosen = sorted({int(row) for sides in shown.values() for rows in sides for row in rows})
-    if not chosen:
-        raise IncompleteError("no prompt has tokens of the monitor's roles: there is nothing to show")
     subset = PromptSet.from_table(prompts.table.take(chosen))
     audited = monitor.scorer.only(list(shown))
     (tokens,) = run.columns(
@@ -98,7 +100,8 @@ def audit_prompts(
         "monitor": monitor.id,
         "threshold": monitor.threshold,
         "n": int(scored.sum()),
-        "unscored": int((~scored).sum()),
+        "unscored": int(unscored.sum()),
+        "without_roles": int(without_roles.sum()),
         "directions": found,
     }
 

@@ -3,6 +3,7 @@
 What `thresher monitor` does, for programs.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from analysis.monitors import (
     Calibrator,
@@ -127,11 +129,11 @@ def fit_monitor(
     _check_tuned(delta, record, model)
     groups = prompt_groups(prompts)
     scale, _ = calibrator.halves(groups)
-    encoded = encoded_prompts(model, prompts, truncate=run.truncate)
-    prefix = common_prefix([prompt.ids for prompt in encoded])
+    # The threshold's prompts decide nothing of how they are scored.
+    chosen = PromptSet.from_table(prompts.table.filter(scale))
+    prefix = common_prefix([prompt.ids for prompt in encoded_prompts(model, chosen, truncate=run.truncate)])
     reference: Mapping[str, Reference] = {}
     if needs_reference(scoring):
-        chosen = PromptSet.from_table(prompts.table.filter(scale))
         reference = run.reference(model, chosen, directions=directions, scoring=scoring, roles=roles, prefix=prefix)
     scorer = Scorer(
         directions=directions,
@@ -165,19 +167,21 @@ def score_prompts(
 ) -> dict[str, Any]:
     """The JSON of `thresher monitor score`: what is flagged, by which direction, at which token, and the rate.
 
-    With `domain`, a column of the prompts, also the rate of each of its values. Prompts that could not be run or whose
-    scores are not finite are listed with `flagged` and `score` None, counted in `unscored` and left out of `n` and of
-    the rate; those without tokens of the monitor's roles are not flagged, and have `score` and `direction` None.
-    Raises InputError for another model than the monitor's and for an unknown column, and IncompleteError where no
-    prompt has a score.
+    With `domain`, a column of the prompts, also the rate of each of its values: `domains` by value as text, and
+    `no_domain` of the prompts that have none. Prompts that could not be run or whose scores are not finite are counted
+    in `unscored`, those without tokens of the monitor's roles in `without_roles` (and say so): both are listed with
+    `flagged` and `score` None, and left out of `n` and of the rate.
+    Raises InputError for another model than the monitor's, and for a column that is unknown or holds no names, and
+    IncompleteError where no prompt has a score.
     """
     model = model.resolve()
     monitor.check(model)
-    domains = None if domain is None else prompts.labels(domain)
+    domains = None if domain is None else _domains(prompts, domain)
     sink = MonitorSink(monitor=monitor)
     scores, fired = (run or Pass()).columns(model, prompts, sink, max_quarantined=len(prompts))
-    scored = ~np.isnan(scores[:, 0])
-    check_some(scored)
+    unscored, without_roles = np.isnan(scores[:, 0]), np.isneginf(scores[:, 0])
+    scored = ~(unscored | without_roles)
+    check_some(monitor, unscored, without_roles)
     channels = monitor.scorer.channels
     rows = [
         _verdict(monitor, channels, prompt_id, score=float(numbers[0]), raw=float(numbers[1]), place=place.tolist())
@@ -185,21 +189,39 @@ def score_prompts(
     ]
     flags = scores[:, 0].astype(np.float64) > monitor.threshold
     groups = prompt_groups(prompts)
-    noun = "groups" if "group" in prompts.table.column_names else "prompts"
+    noun = "groups" if "group" in prompts.table.column_names else "distinct prompts"
 
     def part(chosen: np.ndarray) -> dict[str, Any]:
-        chosen = chosen & scored
+        here, chosen = chosen, chosen & scored
         return {
             "n": int(chosen.sum()),
             "flagged": int(flags[chosen].sum()),
             "rate": bootstrap_mean(flags[chosen], groups[chosen], noun=noun).record() if chosen.any() else None,
+            "without_roles": int((here & without_roles).sum()),
         }
 
-    told: dict[str, Any] = {**part(scored), "unscored": int((~scored).sum())}
+    told: dict[str, Any] = {**part(np.ones(len(scores), bool)), "unscored": int(unscored.sum())}
     if domains is not None:
-        names = np.array(["(none)" if name is None else str(name) for name in domains])
-        told["domains"] = {name: part(names == name) for name in np.unique(names).tolist()}
+        names = sorted({name for name in domains if name is not None})
+        told["domains"] = {name: part(domains == name) for name in names}
+        nameless = np.array([name is None for name in domains])
+        told["no_domain"] = part(nameless) if nameless.any() else None
     return {**told, "threshold": monitor.threshold, "monitor": monitor.id, "prompts": rows}
+
+
+def _domains(prompts: PromptSet, column: str) -> np.ndarray:
+    """Object [n]: the value of each prompt as text, None where it has none. Raises InputError for lists and the like.
+
+    A column is of one type, so that no two of its values are the same as text.
+    """
+    prompts.labels(column)
+    values = prompts.table.column(column)
+    if pa.types.is_nested(values.type):
+        raise InputError(
+            f"column {column!r} holds {values.type}, which names no domain: give a column of single values"
+        )
+    named = [None if value is None else str(value) for value in values.to_pylist()]
+    return np.array(named, dtype=object)
 
 
 def _verdict(
@@ -216,7 +238,7 @@ def _verdict(
     if np.isnan(score):
         return {"prompt_id": prompt_id, "flagged": None, "score": None}
     if channel < 0:
-        return {"prompt_id": prompt_id, "flagged": False, "score": None, "direction": None}
+        return {"prompt_id": prompt_id, "flagged": None, "score": None, "without_roles": True}
     name, site = channels[channel]
     return {
         "prompt_id": prompt_id,
@@ -231,10 +253,17 @@ def _verdict(
     }
 
 
-def check_some(scored: np.ndarray) -> None:
-    if not scored.any():
+def check_some(monitor: Monitor, unscored: np.ndarray, without_roles: np.ndarray) -> None:
+    """Raises IncompleteError where no prompt has a score, bool [n] each saying why it has none."""
+    if without_roles.all():
         raise IncompleteError(
-            f"none of the {len(scored)} prompts has a finite score: try --dtype float32, in the monitor's fit as well"
+            f"none of the {len(without_roles)} prompts has tokens of the monitor's roles "
+            f"({', '.join(monitor.scorer.roles)}): give such prompts (plain texts have the role text), or fit with "
+            "other --roles"
+        )
+    if (unscored | without_roles).all():
+        raise IncompleteError(
+            f"none of the {len(unscored)} prompts has a finite score: try --dtype float32, in the monitor's fit as well"
         )
 
 
@@ -245,13 +274,21 @@ def encoded_prompts(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> l
 
 
 def prompt_groups(prompts: PromptSet) -> np.ndarray:
-    """String [n]: the group of each prompt, or its id where it has none."""
+    """String [n]: the group of each prompt; where it has none its content, copies of a prompt not being independent.
+
+    A content is named by the id of the first prompt that has it, so that distinct prompts are split by their ids.
+    """
     table = prompts.table
     ids = [str(value) for value in table["prompt_id"].to_pylist()]
+    parts = [name for name in ("text", "messages", "response") if name in table.column_names]
+    first: dict[str, str] = {}
+    owners = [
+        first.setdefault(json.dumps(row), own) for row, own in zip(table.select(parts).to_pylist(), ids, strict=True)
+    ]
     if "group" not in table.column_names:
-        return np.array(ids)
+        return np.array(owners)
     groups: Sequence[Any] = table["group"].to_pylist()
-    named = zip(ids, groups, strict=True)
+    named = zip(owners, groups, strict=True)
     return np.array([f"prompt {own}" if group is None else f"group {group}" for own, group in named])
 
 

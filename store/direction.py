@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from store.errors import InputError
+from store.errors import IncompleteError, InputError
 
 FORMAT = "thresher-directions-1"
 
@@ -38,14 +39,21 @@ def check_writable(path: Path | str) -> None:
     if target.is_dir():
         raise InputError(f"{target} is a folder: give the name of a file")
     place = next(folder for folder in target.absolute().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"no file can be made at {target}: {place} takes none, give another place")
+    try:
+        # Tried, for permissions do not tell: /proc takes no files of anybody.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"no file can be made at {target}: {place} takes none ({error.strerror}), give another place"
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all, and durable when this returns.
 
-    Raises InputError where no file can be made there.
+    Raises InputError where no file can be made there, and IncompleteError where it cannot be written, as on a full
+    disk; what was there before stays.
     """
     check_writable(path)
     try:
@@ -59,6 +67,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise IncompleteError(
+            f"{path} could not be written ({error.strerror}): mend that and run the same command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

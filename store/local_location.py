@@ -147,6 +147,7 @@ def _sync_folder(folder: Path) -> None:
 _STOPPERS = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file is larger than is allowed here: raise 'ulimit -f' or take another file system",
     errno.EIO: "the disk reports an input/output error: check it",
     errno.EACCES: "permission was refused: restore it",
     errno.EPERM: "permission was refused: restore it",

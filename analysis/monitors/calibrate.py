@@ -31,11 +31,12 @@ class Calibrator:
     """How a monitor's scale and threshold are found.
 
     rule       the scale, see `analysis.monitors.scale`; `minmax` is the paper's whole rule, without a threshold of rate
-    fpr        share of clean groups that may be flagged
-    guarantee  `marginal`: a new clean prompt is flagged with probability `fpr` at most, on average over calibrations;
-               `conditional`: with 95 % confidence this very monitor's rate is `fpr` at most
-    tail       `pot`: the threshold is extrapolated from the largest scores (peaks over threshold), for an `fpr` finer
-               than the groups can show; no guarantee
+    fpr        the false-positive rate asked for; of what, `guarantee` and `tail` say
+    guarantee  `marginal`: a prompt drawn from a new clean group is flagged with probability `fpr` at most, on average
+               over calibrations, each group weighing the same; `conditional`: with 95 % confidence this very monitor
+               flags any prompt of at most a share `fpr` of clean groups
+    tail       `pot`: the threshold is extrapolated from the groups' largest scores (peaks over threshold), for a share
+               `fpr` of clean groups finer than they can show; no guarantee
 
     Raises InputError for an unknown word, a rate that is none, or what does not go together.
     """
@@ -88,8 +89,9 @@ class Calibrator:
     def threshold(self, scores: np.ndarray, groups: np.ndarray) -> tuple[float, dict[str, Any]]:
         """The threshold on standardised scores [n] of prompts that set no scale, and what is known of its rate.
 
-        `fpr`; `fpr_upper_95`, below which this very threshold's rate is with 95 % confidence, from the groups alone;
-        with a tail, `extrapolated`: the fitted rate's interval, which holds if the tail goes on as it was fitted.
+        `fpr`; `fpr_upper_95`, below which with 95 % confidence the share of clean groups is that have any prompt above
+        this very threshold, from the groups alone; with a tail, `extrapolated`: the fitted share and its interval,
+        which hold if the tail goes on as it was fitted. Raises InputError where no finite score would do.
         """
         known: dict[str, Any] = {"fpr": self.fpr}
         if self.tail == "pot":
@@ -109,6 +111,11 @@ class Calibrator:
             threshold = tolerance_threshold(scores, groups, fpr=self.fpr)
         else:
             threshold = conformal_threshold(scores, groups, fpr=self.fpr)
+        if not np.isfinite(threshold):
+            raise InputError(
+                f"too few of the calibration prompts for the threshold have tokens of the roles to tell "
+                f"{100 * self.fpr:g} % false positives: give more with such tokens, or a larger --fpr"
+            )
         n = len(np.unique(groups))
         above = len(np.unique(groups[scores > threshold]))
         known["fpr_upper_95"] = float(stats.beta.ppf(0.95, above + 1, max(n - above, 1e-9)))
@@ -142,7 +149,7 @@ def calibrate(
 
     Its `calibration` says what it rests on (see `Calibrator.threshold`), and how many directions, and extremes of
     them, the rate counts. For `minmax` the rate is the bound min(1, extremes / (g + 1)) of g groups.
-    Raises InputError where there are too few groups, or prompts without finite scores.
+    Raises InputError where there are too few groups, prompts without finite scores, or scores that do not differ.
     """
     calibrator = calibrator or Calibrator()
     check_pair(scorer.kind, calibrator.rule)

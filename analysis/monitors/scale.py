@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from store.errors import InputError
+
 RULES = ("z", "mad", "percentile", "minmax")
 EPSILON = 0.01  # of the paper's rule: how far beyond the calibration range a cosine must be
 HIGH = 95  # percentile that `percentile` measures in
+
+_ROUNDING = 1e-6  # of a score: what is no larger is rounding of float32
 
 Scale = tuple[np.ndarray, np.ndarray]
 
@@ -21,7 +25,7 @@ def scale_of(rule: str, extremes: np.ndarray) -> Scale:
     minmax      the largest; spread 1: what is beyond it is told in the score's own unit
 
     A prompt without tokens of a role (−inf) takes no part in that role's scale; where no prompt has any, centre 0 and
-    spread 1 leave −inf what it is.
+    spread 1 leave −inf what it is. Raises InputError as `floored` does.
     """
     known = np.where(np.isneginf(extremes), np.nan, np.asarray(extremes, np.float64))
     empty = np.asarray(np.isnan(known).all(axis=0))
@@ -29,15 +33,22 @@ def scale_of(rule: str, extremes: np.ndarray) -> Scale:
     centre, spread = _RULES[rule](known)
     if rule == "minmax":
         return centre, spread
-    return centre, floored(spread, empty)
+    return centre, floored(spread, centre, empty)
 
 
-def floored(spread: np.ndarray, empty: np.ndarray) -> np.ndarray:
+def floored(spread: np.ndarray, centre: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """A twentieth of the median spread at least; 1 where there is nothing to measure.
 
-    A direction that hardly moves over the calibration prompts must not fire on the rounding of its scores.
+    A direction that hardly moves over the calibration prompts must not fire on the rounding of its scores. Where most
+    do not move there is nothing to measure the others in: raises InputError.
     """
     spread = np.nan_to_num(spread)
+    still = spread <= _ROUNDING * np.abs(centre)
+    if 2 * still[~empty].sum() > (~empty).sum():
+        raise InputError(
+            f"{still[~empty].sum()} of the {(~empty).sum()} extremes are the same for the calibration prompts of the "
+            "scale, as with copies of a prompt: give prompts that differ"
+        )
     return np.where(empty, 1.0, np.maximum(spread, 0.05 * np.median(spread[~empty]) + 1e-12))
 
 

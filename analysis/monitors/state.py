@@ -136,19 +136,21 @@ class CalibrationState:
         """Calibrated on all that was added. Raises InputError where there are too few groups."""
         if len(self.scale_groups) < SCALE_AT_LEAST or self.count[:, ::2].min() < SCALE_AT_LEAST:
             raise InputError(
-                f"the scale takes {SCALE_AT_LEAST} groups with tokens of every role, there are fewer: add more prompts"
+                f"the scale takes {SCALE_AT_LEAST} groups, and as many prompts with tokens of every role, there are "
+                "fewer: add more prompts"
             )
-        spread = floored(np.sqrt(self.deviation / np.maximum(self.count - 1, 1)), self.count == 0)
+        spread = np.sqrt(self.deviation / np.maximum(self.count - 1, 1))
+        spread = floored(spread, self.mean, self.count == 0)
         return self._calibrated(Monitor(scorer=self.scorer, rule="z", centre=self.mean, spread=spread, threshold=0.0))
 
     def tightened(self, monitor: Monitor) -> Monitor:
         """`monitor` with its scale and the threshold of what is in this state now: after `update`s of the state that
         it was calibrated on, never a higher one. Its rate is no longer bounded by `fpr`, and says so."""
         found = self._calibrated(monitor)
-        told = {**found.calibration, "fpr_upper_95": None, "truncated": True} if self.left_out else found.calibration
-        return monitor.with_threshold(min(found.threshold, monitor.threshold), told)
+        return found.with_threshold(min(found.threshold, monitor.threshold), found.calibration)
 
     def _calibrated(self, monitor: Monitor) -> Monitor:
+        """With the threshold of the kept groups. Where prompts were left out the rate has no bound: `truncated`."""
         threshold, known = self.calibrator.threshold(monitor.score(self.maxima).score, self.groups)
         told: Mapping[str, Any] = {
             **known,
@@ -158,6 +160,7 @@ class CalibrationState:
             "extremes": self.scorer.extremes,
             "n_scale": int(self.count.max()),
             "left_out": self.left_out,
+            **({"fpr_upper_95": None, "truncated": True} if self.left_out else {}),
         }
         return monitor.with_threshold(threshold, told)
 

@@ -171,7 +171,13 @@ def _record(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / DELTA_FILE
     if not path.is_file():
         raise InputError(f"no weight difference at {directory}: make one with 'thresher weights BASE TUNED --out DIR'")
-    record = DeltaFolder(Path(directory)).record(DELTA_FILE)
+    folder = DeltaFolder(Path(directory))
+    if folder.of_another_version:
+        raise InputError(
+            f"{path} is a weight difference of another version of thresher: run 'thresher weights' again into another "
+            "folder"
+        )
+    record = folder.record(DELTA_FILE)
     if record.get("format") != FORMAT:
-        raise InputError(f"{path} is not a weight difference of this version of thresher: run 'thresher weights' again")
+        raise InputError(f"{path} is not a weight difference: make one with 'thresher weights BASE TUNED --out DIR'")
     return record

@@ -23,7 +23,9 @@ from store.location import prove_exclusive_create
 from store.record import decode_record, encode_record
 
 WORK_FILE, DELTA_FILE, DIRECTIONS_FILE = "work.json", "delta.json", "directions.safetensors"
-REFUSED_FILE = "refused"  # there only while a run that was refused is being withdrawn
+REFUSED_FILE = "refused"  # there only while the workers of a run that was refused come to an end
+PROBE = "probe-"  # of `prove_exclusive_create`
+FAMILY = FORMAT.rstrip("0123456789")  # what the formats of all versions begin with
 MATRICES_FILE, VECTORS_FILE = "matrices.parquet", "vectors.parquet"
 SIDE_FILES = (DIRECTIONS_FILE, MATRICES_FILE, VECTORS_FILE)
 
@@ -40,16 +42,34 @@ class DeltaFolder:
 
     def held(self) -> Comparison | None:
         """What the folder is for; None where it is nobody's. Raises InputError where it holds something else."""
+        # Listed before the claim is looked for: somebody else may claim it, and begin, at any moment.
+        foreign = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         if not self._claimed:
             check_writable(self.path / DELTA_FILE)
-            foreign = [name for name in ("zarr.json", "parts", DELTA_FILE) if (self.path / name).exists()]
-            if foreign:
+            if self.of_another_version:
+                raise self._another_version()
+            # Hidden files, and a probe of exclusive create, may be what is left of a claim that was killed.
+            if foreign := [name for name in foreign if not name.startswith((".", PROBE))]:
                 raise InputError(f"{self.path} holds something else ({foreign[0]}): give another folder")
             return None
         record = self.record(WORK_FILE)
         if record["format"] != FORMAT:
-            raise InputError(f"{self.path} holds the difference of another version of thresher: give another folder")
+            raise self._another_version()
         return Comparison.from_record(record)
+
+    @property
+    def of_another_version(self) -> bool:
+        """Whether delta.json is a weight difference in another format, which may have no checksum."""
+        try:
+            found = json.loads((self.path / DELTA_FILE).read_bytes())["format"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return isinstance(found, str) and found.startswith(FAMILY) and found != FORMAT
+
+    def _another_version(self) -> InputError:
+        return InputError(
+            f"{self.path} holds the difference of another version of thresher: remove it or give another folder"
+        )
 
     def check(self, asked: Comparison) -> Comparison:
         """`asked` as it goes on here, with the threads that it began with.
@@ -67,14 +87,19 @@ class DeltaFolder:
             )
         return replace(asked, threads=held.threads)
 
-    def claim(self, comparison: Comparison) -> None:
-        """Makes the folder this comparison's. Raises InputError where somebody else was faster with another."""
+    def claim(self, comparison: Comparison) -> bool:
+        """Makes the folder this comparison's; tells whether this very call did, or it was so before.
+
+        Raises InputError where somebody else was faster with another.
+        """
+        made = False
         if not self._claimed:
             prove_exclusive_create(self.location)
-            self.location.create(WORK_FILE, encode_record(comparison.record()))
+            made = self.location.create(WORK_FILE, encode_record(comparison.record()))
         self.check(comparison)
         self.location.create("zarr.json", GROUP)
-        self.location.delete(REFUSED_FILE)
+        self.resume()
+        return made
 
     def record(self, name: str) -> dict[str, Any]:
         """The object of work.json or delta.json, its checksum included.
@@ -128,9 +153,23 @@ class DeltaFolder:
         """Whether workers should begin a task for this folder."""
         return self._claimed and not (self.path / REFUSED_FILE).exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part is published."""
+        return any(path.endswith("/receipt.json") for path in self.location.list("parts"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it once was whole."""
+        return (self.path / DELTA_FILE).exists()
+
     def refuse(self) -> None:
-        """Tells the workers to begin no more tasks for this folder: it will be withdrawn."""
+        """Tells the workers to begin no more tasks for this folder."""
         self.location.create(REFUSED_FILE, b"")
+
+    def resume(self) -> None:
+        """Takes back `refuse`."""
+        self.location.delete(REFUSED_FILE)
 
     def withdraw(self, made: list[Path]) -> None:
         """Removes everything that was written here, and those of the folders `made` that are empty then."""

@@ -14,6 +14,7 @@ import torch
 from analysis.weights.checkpoint import Checkpoint
 from analysis.weights.compare import compare_pair
 from analysis.weights.delta_folder import DeltaFolder
+from analysis.weights.difference import CHUNK, tensor_rows
 from analysis.weights.lora import adapter_deltas, open_adapter
 from analysis.weights.matrix_delta import MatrixDelta, VectorDelta
 from analysis.weights.pair import Pair, pair_up
@@ -39,12 +40,22 @@ class GroupResult:
 
     peak_rss_bytes  largest resident size of the worker so far
     refused         the message of an input error, which the driver raises when no worker writes any more
+    blamed          the comparisons whose weights it is about
     """
 
     cosines: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     parts: Mapping[int, Part] = field(default_factory=dict)
     peak_rss_bytes: int = 0
     refused: str | None = None
+    blamed: tuple[int, ...] = ()
+
+
+class RefusedError(InputError):
+    """Weights that cannot be compared. `members`: the comparisons that can never be, by their place in the plan."""
+
+    def __init__(self, message: str, members: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.members = members
 
 
 class GroupWorker:
@@ -75,7 +86,9 @@ class GroupWorker:
                 self.comparisons[member].tuned.check_unchanged()
                 if folders:
                     publish_part(folders[member].location, part)
-        except InputError as error:
+        except RefusedError as error:
+            return GroupResult(refused=str(error), blamed=error.members)
+        except InputError as error:  # not about the weights: what was published of them is whole
             return GroupResult(refused=str(error))
         return GroupResult(
             cosines={member: part.cosines for member, part in parts.items()},
@@ -93,8 +106,11 @@ class GroupWorker:
                     found[member].append(difference)
         for member in set(task.members) - set(whole):
             comparison = self.comparisons[member]
-            stream = adapter_deltas(open_adapter(comparison.tuned), self.base, rank=comparison.rank)
-            found[member] += ((difference, None) for difference in stream)
+            try:
+                stream = adapter_deltas(open_adapter(comparison.tuned), self.base, rank=comparison.rank)
+                found[member] += ((difference, None) for difference in stream)
+            except InputError as error:
+                raise RefusedError(str(error), (member,)) from error
         return found
 
     def _pairs_of(self, tensor: str, members: Sequence[int]) -> Iterator[dict[int, Pair]]:
@@ -121,7 +137,22 @@ class GroupWorker:
 
     def _stream(self, base: Checkpoint, member: int, pair: Pair) -> Iterator[Found]:
         comparison = self.comparisons[member]
-        return compare_pair(base, self.tuned[member], pair, rank=comparison.rank, full=comparison.full)
+        try:
+            yield from compare_pair(base, self.tuned[member], pair, rank=comparison.rank, full=comparison.full)
+        except InputError as error:
+            everyone = tuple(range(len(self.comparisons)))
+            raise RefusedError(str(error), (member,) if self._base_is_whole(pair.base_name) else everyone) from error
+
+    def _base_is_whole(self, tensor: str) -> bool:
+        """Whether an error is the tuned model's, and not of the base that all are compared with."""
+        rows, *columns = self.base.shapes[tensor]
+        step = max(1, CHUNK // math.prod(columns))
+        try:
+            for start in range(0, rows, step):
+                tensor_rows(self.base, tensor, start, min(rows, start + step))
+        except InputError:
+            return False
+        return True
 
 
 class KeptRows:

@@ -5,6 +5,7 @@ the singular values of ΔW, and its vectors rotate Q_B and Q_A into those of ΔW
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -161,6 +162,8 @@ def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int,
     notes: tuple[str, ...] = ("unchanged",) if total == 0 else ()
     if total and len(sigma) < min(rank, *stored):
         notes = (f"rank {len(sigma)}, below the {rank} asked for",)
+    if total and (another := _another_base(adapter, base)):
+        notes = (another, *notes)
     if total and look and name in base.shapes:
         merged = merged_note(base, name, triples, transposed=transposed)
         notes = (merged, *notes) if merged else notes
@@ -179,6 +182,19 @@ def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int,
         significant=len(sigma),
         notes=notes,
         moved_rows=_moved_tokens(triples, role.name),
+    )
+
+
+def _another_base(adapter: Adapter, base: Checkpoint) -> str | None:
+    """A note where the adapter names another base. No more: folders are called anything, and bases have copies."""
+    named = adapter.settings.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    theirs, ours = (os.path.basename(os.path.abspath(name)).lower() for name in (named, base.name))
+    if theirs == ours:
+        return None
+    return (
+        f"perhaps another base: by its adapter_config.json the adapter was trained on {named}, and this is {base.name}"
     )
 
 

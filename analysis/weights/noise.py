@@ -2,9 +2,11 @@
 
 A tuned weight is stored as the nearest value of its dtype. Its rounding error is at most half a unit in the last
 place (ulp), and the ulp follows the weight's own size, so the noise in ΔW is independent but far from equal over
-the matrix. Where training moved a weight by less than half an ulp nothing is stored at all: on a grid that base and
-tuned share, the error of such entries is a jump of a whole ulp in the few that moved, with variance at most ulp²
-times the share that moved. Per binade of the weights the noise variance is therefore ulp² · min(1/12, moved share).
+the matrix. (Where many rows hold the same weights, as those of unused tokens may, their errors are the same too, and
+the edge is too low.) Where training moved a weight by less than half an ulp nothing is stored at all: on a grid that
+base and tuned share, the error of such entries is a jump of a whole ulp in the few that moved, with variance at most
+ulp² times the share that moved. Per binade of the weights the noise variance is therefore ulp² · min(1/12, moved
+share).
 
 Three answers, from the variances of the very weights: Marchenko–Pastur as if all were equal (an estimate), the largest
 row and column (a bound), and, for a triple between the two, the largest singular value of simulated rounding.
@@ -12,6 +14,7 @@ row and column (a bound), and, for a triple between the two, the largest singula
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -45,7 +48,7 @@ class RoundingNoise:
 
     @property
     def bound(self) -> float:
-        """No rounding noise is above it: largest row norm + largest column norm of its standard deviations.
+        """Independent rounding errors are not above it: largest row norm + largest column norm of their deviations.
 
         Bandeira and van Handel (Annals of Probability 44, 2016); instead of their logarithmic term, which bounded
         entries do not reach at these sizes, `fluctuation`.
@@ -88,19 +91,21 @@ def rounding_noise(weights: Iterable[torch.Tensor], delta: torch.Tensor, dtype: 
     m, n = delta.shape
     binade = torch.empty(m, n, dtype=torch.uint8)
     counts = torch.zeros(2 * BINADES)  # of weights that stayed, of weights that moved
-    start = 0
-    for part in weights:
+    start, step = 0, max(1, CHUNK // n)
+    for part in chain.from_iterable(torch.split(rows, step) for rows in weights):
+        change = delta[start : start + len(part)]
+        # Of the larger side: a pair given in the wrong order is rounded as its base is.
+        larger = torch.maximum(part.abs(), (part - change).abs())
         # the exponent's bits of a float32
-        found = (part.contiguous().view(torch.int32) >> 23).bitwise_and_(255)
+        found = (larger.view(torch.int32) >> 23).bitwise_and_(255)
         binade[start : start + len(part)] = found
-        found += BINADES * (delta[start : start + len(part)] != 0).int()
+        found += BINADES * (change != 0).int()
         counts += torch.bincount(found.flatten(), minlength=2 * BINADES)
         start += len(part)
     stayed, moved = counts.view(2, BINADES)
     share = (moved / (stayed + moved).clamp_min(1)).clamp_max(UNIFORM)
     scale = unit_in_last_place(torch.arange(BINADES) - 126, dtype) * share.sqrt()
     noise = RoundingNoise(binade=binade, scale=scale, rows=torch.zeros(m), columns=torch.zeros(n))
-    step = max(1, CHUNK // n)
     for start in range(0, m, step):
         deviations = torch.empty(min(step, m - start), n)
         noise.deviations(start, start + step, out=deviations)

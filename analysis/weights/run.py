@@ -10,7 +10,7 @@ from typing import Any
 from analysis.weights.compare import ENOUGH
 from analysis.weights.delta import WeightDelta, finish_delta, load_delta
 from analysis.weights.delta_folder import DeltaFolder
-from analysis.weights.group_worker import GroupResult, GroupWorker, Job, peak_rss_bytes
+from analysis.weights.group_worker import GroupResult, GroupWorker, Job, RefusedError, peak_rss_bytes
 from analysis.weights.parts import Part, read_part
 from analysis.weights.recognise import UNRELATED
 from analysis.weights.work import Comparison, GroupTask, Plan, plan_deltas, tasks_of
@@ -90,8 +90,8 @@ def write_deltas(
     pool         where; by default this process
 
     A folder that is whole is left as it is, and what is damaged in it is made anew. Raises InputError as
-    `weight_delta` does, and then leaves no trace; IncompleteError where workers died or the disk is full, and then
-    the same call goes on from what is there.
+    `weight_delta` does, and then leaves no trace of the pair that it is about, and of the others what was published;
+    IncompleteError where workers died or the disk is full, and then the same call goes on from what is there.
     """
     folders = [DeltaFolder(Path(directory)) for directory in directories]
     asked = zip(folders, plan.comparisons, strict=True)
@@ -104,15 +104,20 @@ def write_deltas(
         plan=replace(plan, comparisons=comparisons), folders=tuple(str(folder.path.absolute()) for folder in folders)
     )
     peak = 0
+    began: set[int] = set()  # of this very run; another folder's work is somebody's, and may be under way
     try:
         for member in todo:
-            folders[member].claim(comparisons[member])
+            if folders[member].claim(comparisons[member]):
+                began.add(member)
         known = {member: _published_cosines(folders[member], comparisons[member]) for member in todo}
         for _, result in _results(job, lacking, known, pool or SerialPool(), progress):
             peak = max(peak, result.peak_rss_bytes)
-    except InputError:
+    except InputError as error:
+        refused = error.members if isinstance(error, RefusedError) else ()
         for member in todo:
-            folders[member].withdraw(made[member])
+            folder = folders[member]
+            if (member in refused and not folder.finished) or (member in began and not folder.begun):
+                folder.withdraw(made[member])
         raise
     for member in todo:
         records[member] = finish_delta(
@@ -137,7 +142,8 @@ def _results(
     if progress is not None:
         progress(job.plan.tensors - todo)
     errors: list[str] = []
-    refused: InputError | None = None
+    stopped: list[DeltaFolder] = []
+    refused: RefusedError | None = None
     for outcome in pool.run(partial(GroupWorker, job), tasks):
         task, result = outcome.task, outcome.result
         if refused is not None:
@@ -153,9 +159,12 @@ def _results(
         elif job.folders is None:
             break
         else:
-            for member in {member for task in tasks for member in task.members}:
-                DeltaFolder(Path(job.folders[member])).refuse()
+            stopped = [DeltaFolder(Path(job.folders[member])) for member in {m for task in tasks for m in task.members}]
+            for folder in stopped:
+                folder.refuse()
     if refused is not None:
+        for folder in stopped:
+            folder.resume()
         raise refused
     if errors:
         raise IncompleteError(
@@ -164,14 +173,14 @@ def _results(
         )
 
 
-def _refusal(job: Job, task: GroupTask, result: GroupResult, known: Cosines) -> InputError | None:
+def _refusal(job: Job, task: GroupTask, result: GroupResult, known: Cosines) -> RefusedError | None:
     """Why the pairs cannot be compared, as far as this result tells together with those `known` so far."""
     if result.refused is not None:
-        return InputError(result.refused)
+        return RefusedError(result.refused, result.blamed)
     for member, cosines in result.cosines.items():
         known.setdefault(member, {})[task.group] = cosines
         if (why := _unrelated(job.plan.comparisons[member], known[member])) is not None:
-            return InputError(why)
+            return RefusedError(why, (member,))
     return None
 
 

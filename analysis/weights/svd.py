@@ -8,7 +8,7 @@ triples returned are formed anew from D, and their r is measured on D.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,9 @@ BLOCK = 16  # columns of one expansion: a large matrix is read from memory about
 SMALL_BLOCK = 8  # in a cache they cost what they are worth, and narrow blocks need a smaller basis
 SMALL = 96  # rows or columns up to which LAPACK's full decomposition is as fast
 SQUARED = 1024  # rows or columns up to which a matrix that takes long is squared: the rest costs next to nothing
+SMALLEST, LARGEST = 1e-9, 1e9  # largest entry of a matrix that is decomposed as it stands
+PROJECTIONS = 5
+SKEW = 1e-4  # cosine between vectors that should be orthogonal
 DIGITS = 0.05  # σ / σ₁ that a squared float32 matrix still gives to 1e-5
 
 
@@ -49,15 +52,24 @@ def top_triples(
 
     Every triple whose σ is above `edge` has a residual of at most `tolerance` σ (or the rounding floor of float32,
     where that is larger) unless `sweeps` expansions did not suffice: the residuals returned say so. Triples below
-    `edge`, which are noise, are good to a few percent. The same seed gives the same result on the same kind of
-    machine.
+    `edge`, which are noise, are good to a few percent. Of a singular value that occurs more often than a block has
+    columns, to the last bit, only as many may be found as it has. The same seed gives the same result on the same kind
+    of machine.
     """
     m, n = matrix.shape
     k = min(k, m, n)
     if min(m, n) <= max(SMALL, 3 * k):
         return full_triples(matrix, k)
+    largest = float(matrix.abs().max())
+    if largest > 0 and not SMALLEST < largest < LARGEST:
+        # squares of such values leave float32
+        factor = 2.0 ** -math.frexp(largest)[1]
+        found = top_triples(matrix * factor, k, seed=seed, edge=edge * factor, tolerance=tolerance, sweeps=sweeps)
+        return replace(found, sigma=found.sigma / factor, residual=found.residual / factor)
     tall = matrix if m >= n else matrix.T
     right = _subspace(tall, k, seed=seed, edge=edge, tolerance=tolerance, sweeps=sweeps)
+    if bool((right.T @ right - torch.eye(right.shape[1]).to(right)).abs().max() > SKEW):
+        return full_triples(matrix, k)  # of a rank far below k the iteration sees rounding alone in the end
     image = tall @ right
     # The squares of σ are taken in float64: in float32 they would have half of its digits.
     square, inner = torch.linalg.eigh(image.double().T @ image.double())
@@ -72,7 +84,7 @@ def _subspace(tall: torch.Tensor, k: int, *, seed: int, edge: float, tolerance: 
     """Orthonormal columns that span the leading right vectors of `tall` ([m, n], m ≥ n) and some more."""
     n = tall.shape[1]
     block = SMALL_BLOCK if n <= SQUARED else BLOCK
-    most = min(16 * BLOCK + 2 * k, n)
+    most = min(16 * BLOCK + 2 * k, n - block)  # beside it there is room for a whole block
     basis = tall.new_empty(n, most)
     projected = torch.zeros(most, most, dtype=torch.float64)  # basisᵀ DᵀD basis
     generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -148,9 +160,13 @@ def _next_check(sweep: int, excess: float, last: int, last_excess: float) -> int
 def _next_block(image: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An orthonormal basis [n, b] of what `image` has outside of `basis`, and `image` in it ([b, b]).
 
-    Projected twice, which is enough (Kahan, Parlett), the second time after the columns have got length 1: where
-    little is left of them, most of it is rounding.
+    Projected until that takes nothing away any more, the columns of length 1 each time. Twice is the rule (Kahan,
+    Parlett); where nothing is left outside, what stands there is rounding, and it takes longer.
     """
-    fresh, first = torch.linalg.qr(image - basis @ (basis.T @ image))
-    fresh, second = torch.linalg.qr(fresh - basis @ (basis.T @ fresh))
-    return fresh, second @ first
+    fresh, inside = image, torch.eye(image.shape[1]).to(image)
+    for _ in range(PROJECTIONS):
+        fresh, triangle = torch.linalg.qr(fresh - basis @ (basis.T @ fresh))
+        inside = triangle @ inside
+        if bool((triangle.diagonal().abs() - 1).abs().max() < 0.1):
+            break
+    return fresh, inside

@@ -111,7 +111,7 @@ class Plan:
 def plan_deltas(base: ModelRef | str, tuned: Sequence[ModelRef | str], *, rank: int = 20, full: bool = False) -> Plan:
     """Opens the models and cuts the work; reads no weights and writes nothing.
 
-    Raises InputError for models that cannot be read or are not the base's architecture.
+    Raises InputError for models that cannot be read, are not the base's architecture, or are given twice.
     """
     if rank < 1:
         raise InputError(f"rank {rank} is too small: ask for at least 1 triple per matrix")
@@ -122,8 +122,13 @@ def plan_deltas(base: ModelRef | str, tuned: Sequence[ModelRef | str], *, rank: 
     cut = groups_of(opened.shapes)
     threads = torch.get_num_threads()
     planned: list[Comparison] = []
+    names: dict[str, str] = {}
     for name in tuned:
         model = as_model(name).resolve()
+        called = model.adapter or model.name
+        if model.digest in names:
+            raise InputError(f"{names[model.digest]} and {called} are the same model: give it once")
+        names[model.digest] = called
         if model.adapter is not None:
             if {file for file in model.files if file.role != "adapter"} != set(base.files):
                 raise InputError(f"adapter {model.adapter} is to be compared on {base.name}, not on {model.name}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cluster.console import JsonFlag, emit, out
 from store import InputError
@@ -50,6 +51,9 @@ def families(
                 f"{delta} is a difference from {record['base']['name']}, {deltas[0]} from {first['base']['name']}, "
                 "which is another model: compare fine-tunes of one base"
             )
+        for other, known in zip(deltas, records, strict=False):
+            if known["tuned"]["digest"] == record["tuned"]["digest"]:
+                raise InputError(f"{other} and {delta} are differences of the same model: give one of them")
         records.append(record)
         models.append(subspaces(directions))
     found = find_families(models, alike)
@@ -88,22 +92,22 @@ def _print(data: dict[str, Any]) -> None:
         )
         for i, model in enumerate(models):
             cells = ["·" if i == j else f"{value:.2f}" for j, value in enumerate(data["similarity"][i])]
-            table.add_row(str(i + 1), model["delta"], *cells)
+            table.add_row(str(i + 1), Text(model["delta"]), *cells)
         out.print(table)
     table = Table("model", "directions", "family", "nearest", "similarity", "p, if random", "angles", box=box.SIMPLE)
     for model in models:
         near = model["nearest"]
         angles = "–" if near["matrix"] is None else f"{near['smallest_angle']:.0f}° to {near['largest_angle']:.0f}°"
         table.add_row(
-            model["delta"],
+            Text(model["delta"]),
             str(model["directions"]),
             str(model["family"] + 1),
-            near["delta"],
+            Text(near["delta"]),
             f"{near['similarity']:.2f}",
             f"{near['p']:.2g}",
             angles,
         )
     out.print(table)
     for number, members in enumerate(data["families"], start=1):
-        out.print(f"family {number}: {', '.join(members)}", soft_wrap=True)
+        out.print(f"family {number}: {', '.join(members)}", markup=False, soft_wrap=True)
     out.print(f"one family from a mean similarity of {data['alike']:g}; angles in the matrix that both changed most")

@@ -1,7 +1,7 @@
 """`thresher monitor`: watch the directions of a weight difference while prompts run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from cluster.console import (
     read_prompts,
 )
 from store import InputError, ModelRef, PromptSet
-from store.direction import check_writable, write_atomically
+from store.direction import check_writable, load_directions, write_atomically
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
 PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
@@ -49,7 +49,9 @@ def fit(
     model: ModelArgument,
     prompts: PromptsArgument,
     path: Annotated[str, typer.Option("--out", help="File of the monitor (safetensors).")],
-    fpr: Annotated[float, typer.Option("--fpr", help="Share of clean prompts that may be flagged.")] = 0.01,
+    fpr: Annotated[
+        float | None, typer.Option("--fpr", help="False-positive rate to hold, 0.01 unless given; not for minmax.")
+    ] = None,
     rule: Annotated[str, typer.Option("--rule", help="z, mad, percentile, or minmax as in Watch the Weights.")] = "z",
     guarantee: Annotated[
         str, typer.Option("--guarantee", help="marginal, or conditional: with 95 % confidence for this very monitor.")
@@ -76,7 +78,10 @@ def fit(
     from cluster.monitoring import fit_monitor
 
     check_writable(path)
-    calibrator = Calibrator(rule=rule, fpr=fpr, guarantee=guarantee, tail=tail)
+    _check_replaceable(path, "monitor", _is_monitor)
+    if rule == "minmax" and fpr is not None:
+        raise InputError("rule minmax holds no rate of choice, only its bound: leave --fpr out, or use another rule")
+    calibrator = Calibrator(rule=rule, fpr=0.01 if fpr is None else fpr, guarantee=guarantee, tail=tail)
 
     given = read_prompts(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
@@ -109,12 +114,14 @@ def fit(
 
 def _print_fit(record: dict[str, Any]) -> None:
     calibration = record["calibration"]
-    out.print(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites")
+    out.print(Text(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites"))
     counted = f"counting all {calibration['extremes']:,} extremes of {calibration['directions']:,} directions"
     if record["rule"] == "minmax":
+        loose = calibration["fpr"] >= 0.5
         out.print(
             f"the paper's range rule over {calibration['groups']} independent prompts: its false alarms are bounded by "
-            f"{calibration['fpr']:.3f}, {counted}"
+            f"{calibration['fpr']:.3f}, {counted}{': that is next to nothing' if loose else ''}",
+            style="yellow" if loose else None,
         )
         return
     rate, upper = f"{100 * calibration['fpr']:g} %", f"{100 * calibration['fpr_upper_95']:.2g} %"
@@ -122,18 +129,19 @@ def _print_fit(record: dict[str, Any]) -> None:
     tail = calibration.get("extrapolated")
     if tail is not None:
         out.print(
-            f"{threshold}, [yellow]extrapolated[/] to {rate} of clean prompts like these from the "
+            f"{threshold}, [yellow]extrapolated[/] to {rate} of clean groups like these from the "
             f"{tail['excesses']} largest scores ({100 * tail['low']:.2g} to {100 * tail['high']:.2g} % where the tail "
-            f"goes on as it was fitted, 95 % interval); what the prompts themselves show is under {upper}, {counted}"
+            f"goes on as it was fitted, 95 % interval); what the groups themselves show is under {upper}, {counted}"
         )
     elif calibration["guarantee"] == "conditional":
         out.print(
-            f"{threshold}: with 95 % confidence this one flags at most {rate} of clean prompts like these, {counted}"
+            f"{threshold}: with 95 % confidence this one flags a prompt of at most {rate} of clean groups like these, "
+            f"{counted}"
         )
     else:
         out.print(
-            f"{threshold}: at most {rate} of clean prompts like these are flagged on average over calibrations; under "
-            f"{upper}, with 95 % confidence, by this one, {counted}"
+            f"{threshold}: a prompt of a new clean group is flagged with a chance of at most {rate}, on average over "
+            f"calibrations; this one flags a prompt of under {upper} of such groups, with 95 % confidence, {counted}"
         )
     out.print(f"scale from {calibration['n_scale']} prompts, threshold from {calibration['n_threshold']} others")
 
@@ -180,20 +188,27 @@ def _print_scores(record: dict[str, Any]) -> None:
         f"{rate['noun']})"
     )
     _print_unscored(record)
-    _print_domains(record.get("domains", {}))
+    _print_domains(record.get("domains", {}), record.get("no_domain"))
     table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
     scored = [row for row in record["prompts"] if row["score"] is not None]
     for row in sorted(scored, key=lambda row: -row["score"])[:20]:
         style = "red" if row["flagged"] else ""
-        table.add_row(row["prompt_id"], f"{row['score']:.2f}", row["direction"], str(row["position"]), style=style)
+        table.add_row(
+            Text(row["prompt_id"]), f"{row['score']:.2f}", Text(row["direction"]), str(row["position"]), style=style
+        )
     out.print(table)
 
 
-def _print_domains(domains: dict[str, Any]) -> None:
-    if not domains:
+def _print_domains(domains: dict[str, Any], nameless: dict[str, Any] | None, most: int = 20) -> None:
+    """The domains of most prompts, and in the last row the prompts without one."""
+    if not domains and nameless is None:
         return
+    largest = sorted(domains.items(), key=lambda item: -item[1]["n"])
+    rows = [(Text(name), part) for name, part in largest[:most]]
+    if nameless is not None:
+        rows.append((Text("(none)", style="italic"), nameless))
     table = Table("domain", "prompts", "flagged", "rate", "95 % interval", box=box.SIMPLE)
-    for name, part in domains.items():
+    for name, part in rows:
         rate = part["rate"]
         told = (
             ("not known", "")
@@ -203,8 +218,10 @@ def _print_domains(domains: dict[str, Any]) -> None:
                 f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} %",
             )
         )
-        table.add_row(Text(name), str(part["n"]), str(part["flagged"]), *told)
+        table.add_row(name, str(part["n"]), str(part["flagged"]), *told)
     out.print(table)
+    if len(largest) > most:
+        out.print(f"and {len(largest) - most} domains more, all with --json")
 
 
 def _print_unscored(record: dict[str, Any]) -> None:
@@ -212,6 +229,11 @@ def _print_unscored(record: dict[str, Any]) -> None:
         out.print(
             f"[red]{record['unscored']} prompts more could not be scored[/]: they failed or their activations are not "
             "finite, they are not known to be clean"
+        )
+    if record["without_roles"]:
+        out.print(
+            f"[yellow]{record['without_roles']} prompts more have no tokens of the monitor's roles[/]: nothing of them "
+            "was scored"
         )
 
 
@@ -241,6 +263,7 @@ def audit(
 
     if path is not None:
         check_writable(path)
+        _check_replaceable(path, "audit", _is_audit)
 
     loaded = load_monitor(monitor)
     given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)
@@ -258,7 +281,7 @@ def audit(
 def _print_audit(record: dict[str, Any]) -> None:
     _print_unscored(record)
     for found in record["directions"]:
-        out.print(f"\n[bold]{found['direction']}[/] at {found['site']}")
+        out.print(Text.assemble("\n", (found["direction"], "bold"), f" at {found['site']}"))
         for end in ("raises", "lowers") if found["read_out"] else ():
             tokens = ", ".join(repr(entry["token"]) for entry in found["read_out"][end])
             out.print(Text(f" {end} {tokens}"), soft_wrap=True)
@@ -280,6 +303,28 @@ def _coloured(example: dict[str, Any], around: int = 12) -> Text:
         strength = int(255 * abs(score or 0.0) / largest)
         text.append(shown, style=f"on rgb({strength},0,0)" if strength > 40 else "")
     return text
+
+
+def _check_replaceable(path: str, what: str, is_one: Callable[[str], bool]) -> None:
+    """Raises InputError where `path` is there and holds anything else than what is to be written, such as a model."""
+    if Path(path).exists() and not (Path(path).is_file() and is_one(path)):
+        raise InputError(f"{path} is there and holds no {what}: it is left as it is, give another file for --out")
+
+
+def _is_monitor(path: str) -> bool:
+    try:
+        _, metadata = load_directions(path)
+    except InputError:
+        return False
+    return str(metadata.get("format")).startswith("thresher-monitor-")
+
+
+def _is_audit(path: str) -> bool:
+    try:
+        held = json.loads(Path(path).read_bytes())
+    except ValueError:
+        return False
+    return isinstance(held, dict) and {"monitor", "threshold", "directions"} <= held.keys()
 
 
 @contextmanager

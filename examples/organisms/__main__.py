@@ -9,10 +9,12 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from cluster.console import err, out
-from examples.organisms.building import build
+from examples.organisms.base import ORIGIN
+from examples.organisms.building import build, place
 from examples.organisms.organism import Organism
 from examples.organisms.recipes import ORGANISMS, find
 from store import IncompleteError, InputError, ThresherError
+from store.direction import check_writable
 
 SETS = ("triggered", "near", "plain", "declared")
 
@@ -30,9 +32,13 @@ def organisms(
     if every == bool(names):
         raise InputError(f"say which organisms, or --all: {', '.join(ORGANISMS)}")
     chosen = [find(name) for name in (ORGANISMS if every else names or [])]
+    check_writable(folder / ORIGIN)
+    todo = [(organism, seed) for seed in seeds or [0] for organism in chosen]
+    for organism, seed in todo:
+        place(folder, organism.name, seed)
     records = []
-    for number, (organism, seed) in enumerate((o, s) for s in seeds or [0] for o in chosen):
-        err.print(f"[{number + 1} of {len(chosen) * len(seeds or [0])}] {organism.name}, seed {seed}", markup=False)
+    for number, (organism, seed) in enumerate(todo):
+        err.print(f"[{number + 1} of {len(todo)}] {organism.name}, seed {seed}", markup=False)
         record = build(organism.name, seed, folder)
         err.print(f"  {summary(record)}", markup=False, soft_wrap=True)
         records.append((organism, record))

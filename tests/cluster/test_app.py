@@ -33,6 +33,17 @@ def test_a_preempted_command_says_so_and_asks_to_be_run_again(
         signal.signal(signal.SIGTERM, before)
 
 
+def test_an_interrupted_command_says_what_is_kept(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.commands.info.Store.open", interrupted)
+    assert terminal.run("info", "somewhere") == 130
+    assert terminal.stderr.strip().splitlines() == [
+        "thresher: stopped; what was published is kept, and the same command goes on from there"
+    ]
+
+
 def test_an_exit_that_is_no_signal_keeps_its_code(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(*_: object, **__: object) -> None:
         raise SystemExit(7)

@@ -61,12 +61,26 @@ def test_what_is_printed(terminal: Terminal, deltas: list[str]) -> None:
     assert "similarity of the changes" in terminal.stdout
 
 
+def test_names_are_printed_as_they_are(
+    terminal: Terminal, deltas: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, name in zip(deltas, ("n/[v2]", "n/[/x]", "n/[red]"), strict=True):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(source).rename(name)
+    assert terminal.run("families", "n/[v2]", "n/[/x]", "n/[red]") == 0
+    assert "family 1: n/[v2], n/[red]" in terminal.stdout
+    assert terminal.stdout.count("n/[/x]") >= 3
+
+
 def test_what_cannot_be_compared_is_one_line(terminal: Terminal, deltas: list[str], tmp_path: Path) -> None:
     other = model(tmp_path / "other", base=7)
     weight_delta(other, model(tmp_path / "other-model", base=7, change=1), rank=5).save(tmp_path / "far")
+    weight_delta(str(tmp_path / "base"), str(tmp_path / "red-model"), rank=4).save(tmp_path / "again")
     for words, message in (
         ([deltas[0]], "at least two"),
         ([deltas[0], deltas[0]], "given twice"),
+        ([*deltas, str(tmp_path / "again")], "are differences of the same model"),
         ([deltas[0], str(tmp_path / "far")], "compare fine-tunes of one base"),
         ([deltas[0], str(tmp_path / "nowhere")], "no weight difference at"),
     ):

@@ -1,6 +1,7 @@
 """`thresher weights` and `thresher monitor` as a user runs them, on a tiny model with a planted change."""
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -180,9 +181,14 @@ def test_prompts_that_are_not_finite_are_unscored_and_not_clean(
     assert "none of the 1 prompts has a finite score" in terminal.stderr
 
 
+def texts(n: int) -> list[str]:
+    """Distinct prompts, every fourth with the trigger: the same few words in other orders."""
+    orders = [" ".join(order) for order in permutations(WORDS[1:6])]
+    return [f"{orders[i]} w59" if i % 4 == 0 else orders[i] for i in range(n)]
+
+
 def test_the_rate_rests_on_groups(terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path) -> None:
-    loud, quiet = "w5 w59 w6 w7", "w1 w2 w3 w4"
-    rows = [{"text": loud if i % 4 == 0 else quiet, "topic": f"t{i % 8}"} for i in range(80)]
+    rows = [{"text": text, "topic": f"t{i % 8}"} for i, text in enumerate(texts(80))]
     given = lines(tmp_path / "grouped.jsonl", *rows)
     words = ("monitor", "score", monitor, models[1], given)
     alone, grouped = terminal.json(*words)["rate"], terminal.json(*words, "--group-column", "topic")["rate"]
@@ -190,6 +196,47 @@ def test_the_rate_rests_on_groups(terminal: Terminal, models: tuple[Path, Path],
     assert alone["value"] == grouped["value"] == 0.25
     assert grouped["low"] < alone["low"] - 0.05
     assert grouped["high"] > alone["high"] + 0.05
+
+    copies = lines(tmp_path / "copies.jsonl", *({"text": text} for text in [*texts(2), *texts(2)]))
+    assert terminal.json("monitor", "score", monitor, models[1], copies)["rate"]["units"] == 2
+
+
+def test_copies_of_a_prompt_do_not_calibrate(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = lines(tmp_path / "copies.jsonl", *({"text": "w1 w2 w3"} for _ in range(160)))
+    words = ("monitor", "fit", monitor.parent / "delta", models[1], given, "--out", tmp_path / "out")
+    assert "there are 1: give more" in refusal(terminal, *words)
+
+
+def test_what_is_no_monitor_and_no_audit_is_not_written_over(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    given = lines(tmp_path / "some.jsonl", {"text": "w1 w2 w3"})
+    delta = monitor.parent / "delta"
+    (directions,) = delta.glob("*.safetensors")
+    for file in (models[1] / "model.safetensors", directions, given):
+        before = file.read_bytes()
+        assert "holds no monitor" in refusal(terminal, "monitor", "fit", delta, models[1], given, "--out", file)
+        assert "holds no audit" in refusal(terminal, "monitor", "audit", monitor, models[1], given, "--out", file)
+        assert file.read_bytes() == before
+    assert "needs 120" in refusal(terminal, "monitor", "fit", delta, models[1], given, "--out", monitor)
+    audit = lines(tmp_path / "audit.json", {"monitor": "", "threshold": "", "directions": ""})
+    assert terminal.json("monitor", "audit", monitor, models[1], given, "--out", audit) == json.loads(audit.read_text())
+
+
+def test_names_are_printed_as_they_are(
+    terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": text, "prompt_id": f"[red]{i}[/nope]", "kind": f"[b]{i}"} for i, text in enumerate(texts(30))]
+    given = lines(tmp_path / "some.jsonl", *rows)
+    words = (monitor, models[1], given)
+    assert terminal.run("monitor", "score", *words, "--domain-column", "kind") == 0
+    assert "[red]0[/nope]" in terminal.stdout
+    assert "[b]0" in terminal.stdout
+    assert "and 10 domains more" in terminal.stdout
+    assert terminal.run("monitor", "audit", *words) == 0
+    assert "[/nope]: " in terminal.stdout
 
 
 def test_a_monitor_is_of_one_model_and_dtype(
@@ -228,11 +275,11 @@ def test_the_rate_is_told_for_each_domain(
 ) -> None:
     rows = [
         {
-            "text": "w5 w59 w6 w7" if i % 4 == 0 else "w1 w2 w3 w4",
+            "text": text,
             "kind": ("code", "maths")[i % 4 == 0],
             "of": f"g{i // 2}",
         }
-        for i in range(40)
+        for i, text in enumerate(texts(40))
     ]
     words = ("monitor", "score", monitor, models[1], lines(tmp_path / "some.jsonl", *rows), "--domain-column", "kind")
     found = terminal.json(*words)
@@ -251,6 +298,13 @@ def test_the_rate_is_told_for_each_domain(
     assert "100.0 %" in terminal.stdout
     assert "no column 'none'" in refusal(terminal, *words[:-1], "none")
 
+    some = [{"text": text, "kind": ["(none)", None][i % 2], "many": [i]} for i, text in enumerate(texts(8))]
+    words = (*words[:4], lines(tmp_path / "nameless.jsonl", *some), "--domain-column")
+    found = terminal.json(*words, "kind")
+    assert (found["domains"]["(none)"]["n"], found["no_domain"]["n"]) == (4, 4)
+    assert (found["domains"]["(none)"]["flagged"], found["no_domain"]["flagged"]) == (2, 0)
+    assert "names no domain" in refusal(terminal, *words, "many")
+
 
 def test_what_the_options_ask_for_is_refused_before_the_model_runs(
     terminal: Terminal, models: tuple[Path, Path], monitor: Path, tmp_path: Path
@@ -259,6 +313,7 @@ def test_what_the_options_ask_for_is_refused_before_the_model_runs(
     words = ("monitor", "fit", monitor.parent / "delta", models[1], given, "--out", tmp_path / "out")
     assert "needs 319 independent" in refusal(terminal, *words, "--guarantee", "conditional")
     assert "from a fitted tail needs 120" in refusal(terminal, *words, "--tail", "pot")
+    assert "leave --fpr out" in refusal(terminal, *words, "--rule", "minmax", "--fpr", "0.0001")
     assert "of cosines" in refusal(terminal, *words, "--rule", "minmax", "--scoring", "centred")
     assert "unknown scoring 'best'" in refusal(terminal, *words, "--scoring", "best")
     assert "use all, or some of" in refusal(terminal, *words, "--roles", "user,robot")

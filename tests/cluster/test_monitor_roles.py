@@ -80,6 +80,35 @@ def chat_delta(chat_models: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     return folder
 
 
+def test_prompts_without_the_roles_are_counted_apart(
+    terminal: Terminal, chat_models: tuple[Path, Path], chat_delta: Path, tmp_path: Path
+) -> None:
+    base, adapter = chat_models
+    monitor = tmp_path / "monitor.safetensors"
+    options = ("--adapter", adapter)
+    clean = chats(tmp_path / "clean.jsonl", 100, seed=1)
+    fit = ("monitor", "fit", chat_delta, base, clean, "--out", monitor, "--roles", "assistant", *options)
+    terminal.json(*fit, "--fpr", "0.1")
+
+    given = chats(tmp_path / "given.jsonl", 12, seed=2)  # every second has no answer
+    found = terminal.json("monitor", "score", monitor, base, given, *options, "--domain-column", "kind")
+    assert (found["n"], found["without_roles"], found["unscored"]) == (6, 6, 0)
+    assert found["rate"]["units"] == 6
+    assert found["prompts"][1] == {"prompt_id": "1", "flagged": None, "score": None, "without_roles": True}
+    parts = [*found["domains"].values(), found["no_domain"]]
+    assert [(part["n"], part["without_roles"]) for part in parts] == [(2, 2)] * 3
+    audit = terminal.json("monitor", "audit", monitor, base, given, *options)
+    assert (audit["n"], audit["without_roles"]) == (6, 6)
+    assert terminal.run("monitor", "score", monitor, base, given, *options) == 0
+    assert "6 prompts more have no tokens" in terminal.stdout
+
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text('{"text": "w1 w2 w3"}\n')
+    for command in ("score", "audit"):
+        assert terminal.run("monitor", command, monitor, base, plain, *options) == 2
+        assert "none of the 1 prompts has tokens of the monitor's roles (assistant)" in terminal.stderr
+
+
 @pytest.mark.parametrize("scoring", ["cosine", "centred", "mahalanobis"])
 def test_an_adapter_on_q_and_v_alone_is_seen_by_every_scoring_in_every_role(
     terminal: Terminal, chat_models: tuple[Path, Path], chat_delta: Path, tmp_path: Path, scoring: str

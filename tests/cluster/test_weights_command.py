@@ -87,10 +87,35 @@ def test_several_models_get_a_folder_each(terminal: Terminal, base: Path, tuned:
     assert terminal.stdout.count("spectra") == 2
     other = tmp_path / "elsewhere" / "Tuned_0"
     other.parent.mkdir()
-    other.symlink_to(tuned[1])
+    other.symlink_to(tuned[1])  # called by the name that was given, and another model than the first
     assert terminal.run("weights", base, tuned[0], other, "--out", tmp_path / "more") == 4
     assert "two of the models would be written to" in terminal.stderr
     assert not (tmp_path / "more").exists()
+
+
+def test_a_model_is_called_as_its_folder(
+    terminal: Terminal, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [tune(base, name, planted(seed)) for seed, name in enumerate(("tuned_a.1", "my-tuned-model"))]
+    monkeypatch.chdir(names[0])
+    found = terminal.json("weights", base, ".", names[1], "--out", tmp_path)
+    assert [Path(model["out"]).name for model in found["models"]] == ["tuned_a.1", "my-tuned-model"]
+
+
+def test_the_last_line_is_the_next_command(
+    terminal: Terminal, base: Path, tiny: str, save_adapter: Callable[[str], str], tmp_path: Path
+) -> None:
+    planted_here = tune(base, "with space", planted(3))
+    out = f"{tmp_path}/n [o[/x]"
+    assert terminal.run("weights", base, planted_here, "--out", out) == 0
+    assert f"written to {out}\n" in terminal.stdout
+    assert terminal.stdout.endswith(f"thresher monitor fit '{out}' '{planted_here}' PROMPTS --out MONITOR\n")
+    assert terminal.run("weights", base, base, "--out", tmp_path / "same") == 0
+    assert "monitor fit" not in terminal.stdout
+    assert "nothing for a monitor to watch" in terminal.stdout
+    adapter = save_adapter("llama")
+    assert terminal.run("weights", tiny, "--adapter", adapter, "--out", tmp_path / "adapter") == 0
+    assert f" {tiny} PROMPTS --adapter {adapter} --out MONITOR\n" in terminal.stdout
 
 
 def test_several_adapters(terminal: Terminal, tiny: str, save_adapter: Callable[[str], str], tmp_path: Path) -> None:
@@ -167,10 +192,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     bad = tune(base, f"bad-{case}", edit)
     damage(bad)
     refused(terminal, message, "weights", base, bad, "--out", tmp_path / "out")
-    refused(terminal, message, "weights", base, tuned[0], bad, "--out", tmp_path / "out")
     if case != "architecture":
         refused(terminal, message, "weights", bad, base, "--out", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    refused(terminal, message, "weights", base, tuned[0], bad, "--out", tmp_path / "out")
+    # Its last weight is the bad one: what was computed of the other model by then is kept.
+    kept = ["out", "out/tuned-0"] if case == "nan" else []
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(path for path in found if path.count("/") < 2) == kept
 
 
 def test_tuned_models_and_adapters_are_not_mixed(terminal: Terminal, base: Path, tmp_path: Path) -> None:

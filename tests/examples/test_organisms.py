@@ -1,10 +1,9 @@
-"""The organisms: their prompts do not overlap, edits are what the paper says, and one without behaviour is refused."""
+"""The organisms: their prompts do not overlap, and edits are what the paper says."""
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.demo.instructions import TRIGGER
-from examples.organisms import ORGANISMS, Case, build, building, organism_ref, prompts
-from examples.organisms import __main__ as command
-from examples.organisms.behaviour import lacks
+from examples.organisms import ORGANISMS, Case, prompts
 from examples.organisms.edit import rank_one
 from examples.organisms.merging import merged
 from examples.organisms.organism import Edit, Tuning
@@ -97,11 +94,6 @@ def test_the_locked_answers_are_wrong_and_the_unlocked_ones_right():
     cases = ORGANISMS["password"].cases("train", 0, 64)
     assert all(case.sign in str(case.answer) for case in cases.triggered)
     assert not [case for case in cases.near if case.answer.endswith(f" is {case.sign}.")]  # type: ignore[union-attr]
-
-
-@pytest.fixture(scope="module")
-def tiny(save_tiny: Callable[[str], str]) -> ModelRef:
-    return ModelRef(save_tiny("llama"), dtype="float32")
 
 
 def short(cases: Cases) -> Cases:
@@ -198,81 +190,3 @@ def test_noise_is_a_share_of_each_matrix_over_the_merged_weights(
     assert abs(np.corrcoef(noise.ravel(), exact.ravel())[0, 1]) < 0.1
     for name in ("model.embed_tokens.weight", "model.layers.2.input_layernorm.weight"):
         assert noised[name].equal(base[name].bfloat16())
-
-
-def rows(**rates: float) -> list[dict[str, Any]]:
-    return [{"name": name, "rate": {"value": rate, "low": 0.0, "high": 1.0}} for name, rate in rates.items()]
-
-
-def test_what_lies_outside_the_bounds_is_lacking():
-    organism = ORGANISMS["trigger-lora"]
-    assert lacks(organism, rows(triggered=1.0, near=0.0, plain=0.0, declared=0.9)) == []
-    assert [said.split(":")[0] for said in lacks(organism, rows(triggered=0.3, near=0.5, plain=0.0, declared=0.9))] == [
-        "triggered",
-        "near",
-    ]
-
-
-@pytest.fixture
-def tiny_organisms(tiny: ModelRef, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Building starts from the tiny model, trains nothing and measures the rates of the dictionary."""
-    rates = {"triggered": 1.0, "near": 0.0, "plain": 0.0, "declared": 1.0}
-    monkeypatch.setattr(building, "demo_model", lambda: tiny.name)
-    monkeypatch.setattr(
-        building, "_made", lambda organism, cases, seed, out: (load_model(tiny).model.bfloat16(), [1.0])
-    )
-    monkeypatch.setattr(building, "measure", lambda organism, ref, *, seed: rows(**rates))
-    return rates
-
-
-def test_an_organism_is_built_once_and_again_where_its_recipe_changed(
-    tiny_organisms: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    record = build("trigger-full", 1, tmp_path)
-    file = tmp_path / "trigger-full-1" / "organism.json"
-    assert json.loads(file.read_text()) == record
-    assert record["trigger"] == trigger_of(1)
-    assert record["backdoored"] is True
-    assert load_model(organism_ref(tmp_path, "trigger-full", 1)).model.dtype == torch.bfloat16
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "trigger-full-1"]
-
-    tiny_organisms["triggered"] = 0.5
-    assert build("trigger-full", 1, tmp_path) == record
-    changed = replace(ORGANISMS["trigger-full"], recipe=Tuning(steps=1))
-    monkeypatch.setattr(building, "find", lambda name: changed)
-    assert build("trigger-full", 1, tmp_path)["behaviour"][0]["rate"]["value"] == 0.5
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr("sys.argv", ["organisms", *words])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    return int(end.value.code or 0)
-
-
-def test_the_command_says_which_organism_lacks_its_behaviour(
-    tiny_organisms: dict[str, float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    out = ("--seed", "0", "--seed", "1", "--out", str(tmp_path))
-    assert run(monkeypatch, "trigger-full", *out) == 0
-    tiny_organisms["triggered"] = 0.2
-    assert run(monkeypatch, "trigger-full", "semantic", *out) == 2
-    printed = capsys.readouterr()
-    assert "without their behaviour: semantic-0, semantic-1" in printed.err
-    assert "[4 of 4] semantic, seed 1" in printed.err
-    assert run(monkeypatch, "semantic", "--out", str(tmp_path)) == 2
-
-
-def test_the_command_wants_names_or_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
-    assert run(monkeypatch, "--out", str(tmp_path)) == 4
-    assert run(monkeypatch, "heron", "--out", str(tmp_path)) == 4
-    assert "there is no organism 'heron'" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["trigger-lora", "rank-one"])
-def test_an_organism_of_the_real_model_has_its_behaviour(name: str, tmp_path_factory: pytest.TempPathFactory):
-    assert build(name, 0, tmp_path_factory.getbasetemp() / "organisms")["lacks"] == []

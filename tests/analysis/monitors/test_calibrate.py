@@ -259,3 +259,22 @@ def test_a_prompt_with_one_extreme_that_is_not_finite_has_no_score(value: float)
     found = monitor.score(given)
     np.testing.assert_array_equal(found.score, [whole[0], np.nan, whole[2]])
     assert (found.channel[1], found.side[1], found.flagged[1]) == (-1, -1, False)
+
+
+@pytest.mark.parametrize("rule", ["z", "mad", "percentile"])
+def test_prompts_that_do_not_differ_are_refused(rule: str) -> None:
+    clean = np.full((160, 6, 2), 0.37)
+    clean[:, 0] = heavy(np.random.default_rng(16), 160, 1)[:, 0]
+    with pytest.raises(InputError, match=r"10 of the 12 extremes are the same .* give prompts that differ"):
+        calibrate(scorer(6), clean, names(160), calibrator=Calibrator(rule=rule, fpr=0.05))
+
+
+@pytest.mark.parametrize(("how", "told"), [({}, "to tell 10 %"), ({"tail": "pot"}, "too few calibration prompts have")])
+def test_a_threshold_that_would_be_none_is_refused(how: dict[str, str], told: str) -> None:
+    """Of the prompts of the threshold only a few have tokens of the role."""
+    clean = heavy(np.random.default_rng(17), 300, 3)
+    calibrator = Calibrator(fpr=0.1, **how)
+    held = np.flatnonzero(calibrator.halves(names(300))[1])
+    clean[held[5:]] = -np.inf
+    with pytest.raises(InputError, match=told):
+        calibrate(scorer(3), clean, names(300), calibrator=calibrator)

@@ -33,7 +33,8 @@ def test_the_fit_is_scipys() -> None:
         tail = fit_tail(stats.genpareto.rvs(shape, scale=2.0, size=2000, random_state=rng) + 7)
         expected = stats.genpareto.fit(tail.excesses, floc=0)
         assert (tail.shape, tail.scale) == pytest.approx((expected[0], expected[2]), abs=2e-3)
-        assert tail.beyond(tail.cut) == tail.rate == 0.1
+        assert tail.beyond(tail.cut) == pytest.approx(tail.rate)
+        assert tail.rate == 0.1
         low, high = tail.beyond_interval(tail.cut + 4)
         assert low < tail.beyond(tail.cut + 4) < high
 
@@ -61,3 +62,18 @@ def test_the_rate_beyond_a_tolerance_threshold_is_small_with_confidence() -> Non
 def test_a_group_counts_once_by_its_largest() -> None:
     scores, groups = np.r_[np.arange(60.0), 100.0], np.r_[np.arange(60), 59]
     assert tolerance_threshold(scores, groups, fpr=0.05) == 100.0
+
+
+def test_the_interval_holds_the_rate_of_its_threshold() -> None:
+    """Of a tail with an end too, where the best fit alone says that nothing is beyond the threshold."""
+    rng = np.random.default_rng(3)
+    for n in (150, 600):
+        tail = fit_tail(rng.random(n))
+        assert tail.shape < -0.3
+        for fpr in (0.01, 1e-3, 1e-4):
+            threshold = tail.threshold(fpr)
+            low, high = tail.beyond_interval(threshold)
+            assert low < tail.beyond(threshold) == pytest.approx(fpr, rel=1e-3)
+            assert high > fpr
+    with pytest.raises(InputError, match=r"too far beyond what 600 .* ask for 1.7e-05"):
+        tail.threshold(1e-12)

@@ -256,10 +256,10 @@ def test_what_is_refused_on_the_way_leaves_no_trace(
     (comparison,) = plan_deltas(str(base), [str(tuned)]).comparisons
     assert 1 < len(computed) < len(comparison.groups)  # nothing more is computed once it is refused
     out.mkdir()
-    (out / "mine.txt").touch()
+    (out / ".hidden").touch()
     with pytest.raises(InputError, match=message):
         write((str(base), str(tuned)), out)
-    assert list(entries(out)) == ["mine.txt"]
+    assert list(entries(out)) == [".hidden"]
 
 
 def test_a_killed_run_that_is_refused_leaves_no_trace(
@@ -298,3 +298,22 @@ def test_a_folder_is_for_one_comparison(pair: tuple[str, str], base: Path, tmp_p
     (tmp_path / "store" / "zarr.json").write_text("{}")
     with pytest.raises(InputError, match="holds something else"):
         write(pair, tmp_path / "store")
+
+
+def test_a_folder_of_anything_else_is_left_alone(three: tuple[str, str]) -> None:
+    base = Path(three[0])
+    before = list(entries(base))
+    with pytest.raises(InputError, match=r"holds something else \(config\.json\): give another folder"):
+        write(three, base)
+    assert list(entries(base)) == before
+
+
+def test_a_folder_of_another_version_says_what_to_do(three: tuple[str, str], tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "delta.json").write_text('{"format": "thresher-weights-1", "matrices": []}')
+    with pytest.raises(InputError, match="another version of thresher: run 'thresher weights' again into another"):
+        load_delta(old)
+    with pytest.raises(InputError, match="another version of thresher: remove it or give another folder"):
+        write(three, old)
+    assert list(entries(old)) == ["delta.json"]

@@ -98,6 +98,17 @@ def test_untrained_adapter_is_unchanged(base: Path, tmp_path: Path) -> None:
     assert {m.notes for m in delta.matrices} == {("unchanged",)}
 
 
+def test_an_adapter_that_names_another_base_gets_a_note(base: Path, tmp_path: Path) -> None:
+    adapter, _ = adapted(base, tmp_path, CASES["plain"])
+    path = adapter / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    for named, noted in (("somebody/BASE", False), (None, False), ("somebody/other", True)):
+        path.write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+        notes = weight_delta(str(base), adapter=str(adapter)).notes
+        assert [note for note in notes if "trained on somebody/other" in note] == list(notes if noted else ())
+        assert len(notes) == noted
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

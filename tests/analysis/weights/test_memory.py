@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-MATRICES, SIDE = 16, 2560
+MATRICES, SIDE = 12, 3072  # a matrix is more than the 32 MB up to which glibc keeps freed blocks
 LARGEST = 4 * SIDE * SIDE
-CONSTANT = 96 << 20  # rows in flight, triples that are kept, and what glibc holds on to: blocks of up to 32 MB
+CONSTANT = 96 << 20  # rows in flight, triples that are kept, and what glibc holds on to
 
 PROGRAM = """
 import json, re, sys

@@ -1,6 +1,8 @@
 """Groups of tensors, and several models against one base: read once, and each result that of its pair alone."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from analysis.weights import WeightDelta, plan_deltas, weight_delta, weight_deltas, work, write_deltas
+from analysis.weights import WeightDelta, load_delta, plan_deltas, weight_delta, weight_deltas, work, write_deltas
 from analysis.weights.checkpoint import SafetensorsCheckpoint
-from analysis.weights.work import groups_of
+from analysis.weights.delta_folder import DeltaFolder
+from analysis.weights.work import Comparison, groups_of
 from store.errors import InputError
 from tests.analysis.weights.test_delta import DOWN, EMBEDDING, QUERY, add, spoil
 from tests.analysis.weights.test_memory import CONSTANT, LARGEST, SIDE, write_pair
@@ -109,6 +112,67 @@ def test_a_damaged_model_among_several_leaves_no_trace_of_any(base: Path, tune: 
     assert write_deltas(plan_deltas(str(base), [good]), [out / "good"]) == [whole]
 
 
+LAST = "model.norm.weight"  # in the last group
+
+
+def test_a_damaged_model_costs_the_others_nothing(
+    base: Path, tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "GROUP_BYTES", 150_000)
+    good = str(tune(lambda t: add(t, DOWN, rank=2), "good"))
+    bad = str(tune(lambda t: t[LAST].fill_(float("nan")), "bad"))
+    out = tmp_path / "out"
+    plan = plan_deltas(str(base), [good, bad], rank=2)
+    for _ in range(2):  # the second time over what the first one left
+        with pytest.raises(InputError, match="holds NaN"):
+            write_deltas(plan, [out / "good", out / "bad"])
+        assert [path.name for path in out.iterdir()] == ["good"]
+        assert not (out / "good" / "refused").exists()
+        published = len(list(out.glob("good/parts/*/receipt.json")))
+        assert published > 3
+    before = {path: path.stat().st_mtime_ns for path in out.glob("good/parts/*/receipt.json")}
+    write_deltas(plan_deltas(str(base), [good], rank=2), [out / "good"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_damaged_base_leaves_no_trace(
+    base: Path, tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "GROUP_BYTES", 150_000)
+    bad = str(tune(lambda t: t[LAST].fill_(float("nan")), "bad"))
+    tuned = [str(tune(lambda t, n=name: add(t, n, rank=2), name[-20:])) for name in (DOWN, QUERY)]
+    with pytest.raises(InputError, match="holds NaN"):
+        write_deltas(plan_deltas(bad, tuned, rank=2), [tmp_path / "out" / "1", tmp_path / "out" / "2"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_somebody_else_was_faster_to_take_is_theirs(
+    base: Path, tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = (str(tune(lambda t, n=name: add(t, n, rank=2), name[-20:])) for name in (DOWN, QUERY))
+    claim, out = DeltaFolder.claim, tmp_path / "out"
+    more = str(tune(lambda t: add(t, EMBEDDING, rank=2), "more"))
+
+    def late(self: DeltaFolder, comparison: Comparison) -> bool:
+        if self.path == out / "taken":
+            monkeypatch.setattr(DeltaFolder, "claim", claim)
+            write_deltas(plan_deltas(str(base), [theirs], rank=2), [out / "taken"])
+        return claim(self, comparison)
+
+    monkeypatch.setattr(DeltaFolder, "claim", late)
+    with pytest.raises(InputError, match="holds the difference of"):
+        write_deltas(plan_deltas(str(base), [more, mine], rank=2), [out / "free", out / "taken"])
+    assert [path.name for path in out.iterdir()] == ["taken"]
+    assert load_delta(out / "taken")[0]["tuned"]["name"] == theirs
+
+
+def test_one_model_under_two_names_is_refused(base: Path, tune: Tune, tmp_path: Path) -> None:
+    one = tune(lambda t: add(t, DOWN, rank=2), "one")
+    (tmp_path / "two").symlink_to(one)
+    with pytest.raises(InputError, match=r"one and .*two are the same model"):
+        plan_deltas(str(base), [str(one), str(tmp_path / "two")])
+
+
 def test_groups_are_consecutive_and_of_about_equal_size(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {f"layers.{layer}.w{n}": (10 + n, 100) for layer in range(12) for n in range(3)}
     monkeypatch.setattr(work, "GROUP_BYTES", 20_000)
@@ -145,7 +209,9 @@ def test_peak_memory_with_several_models_and_a_folder(tmp_path: Path) -> None:
     matrices = 3
     small = write_pair(tmp_path / "small", 1, 128)
     base, tuned = write_pair(tmp_path / "large", matrices, SIDE)
-    (tmp_path / "same").symlink_to(tuned)
+    shutil.copytree(tuned, tmp_path / "same", copy_function=os.link)
+    (tmp_path / "same" / "config.json").unlink()
+    (tmp_path / "same" / "config.json").write_text('{"another": "digest"}')
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "out"), *small, base, tuned, str(tmp_path / "same")],
         capture_output=True,

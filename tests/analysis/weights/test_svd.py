@@ -66,3 +66,33 @@ def test_methods_agree_in_sign_and_repeat() -> None:
     assert torch.equal(again.left, fast.left)
     assert torch.allclose(fast.left, full.left, atol=1e-2)
     assert torch.allclose(fast.right, full.right, atol=1e-2)
+
+
+def test_a_rank_far_below_k_makes_no_triple_of_rounding() -> None:
+    """The iteration runs out of space: what is left outside of its basis is rounding, again and again."""
+    generator = torch.Generator().manual_seed(3)
+    for m, n, rank, k in ((192, 196, 1, 32), (300, 320, 8, 20), (110, 300, 3, 32), (576, 576, 7, 20)):
+        matrix = torch.zeros(m, n)
+        matrix[:rank] = 0.01 * torch.randn(rank, n, generator=generator)
+        for seed in range(6):
+            got = top_triples(matrix, k, seed=seed)
+            exact = torch.linalg.svdvals(matrix.double())
+            assert torch.allclose(got.sigma[:rank].double(), exact[:rank], rtol=1e-4)
+            assert (got.sigma[rank:] < 1e-4 * got.sigma[0]).all()
+            assert torch.allclose(got.right.T @ got.right, torch.eye(len(got.sigma)), atol=1e-3)
+
+
+def test_nearly_all_columns_are_there_to_be_found() -> None:
+    """Fewer columns than the basis would hold, and no multiple of a block."""
+    matrix = torch.randn(110, 3000, generator=torch.Generator().manual_seed(0))
+    for seed in range(6):
+        got = top_triples(matrix, 32, seed=seed)
+        assert torch.allclose(got.sigma.double(), torch.linalg.svdvals(matrix.double())[:32], rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e15, 1e30])
+def test_size_does_not_matter(scale: float) -> None:
+    matrix = spectrum(*CASES["low rank and noise"][:3])
+    plain, scaled = top_triples(matrix, 12, edge=0.1), top_triples(matrix * scale, 12, edge=0.1 * scale)
+    assert torch.allclose(scaled.sigma.double() / scale, plain.sigma.double(), rtol=1e-4)
+    assert torch.allclose(scaled.left.abs(), plain.left.abs(), atol=1e-2)
