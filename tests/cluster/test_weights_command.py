@@ -132,6 +132,7 @@ def test_several_adapters(terminal: Terminal, tiny: str, save_adapter: Callable[
         assert theirs["sigma"] == pytest.approx([4 * sigma for sigma in ours["sigma"]], rel=1e-5)
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("ray_here")
 def test_workers_give_the_same_bits(terminal: Terminal, base: Path, tuned: list[Path], tmp_path: Path) -> None:
     alone = terminal.json("weights", base, tuned[0], "--out", tmp_path / "local")

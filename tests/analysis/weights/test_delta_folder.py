@@ -46,6 +46,15 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # most of the time, and no power fails here
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and other tests leave one or the other behind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def content(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the content of an undisturbed run."""
@@ -154,7 +163,9 @@ write_deltas(plan_deltas(sys.argv[1], [sys.argv[2]], rank=4), [sys.argv[3]])
 def test_a_rerun_after_kill_computes_what_is_missing(
     pair: tuple[str, str], content: str, computed: list[int], tmp_path: Path
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", PROGRAM, *pair, str(tmp_path)], capture_output=True, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", PROGRAM, *pair, str(tmp_path)]
+    killed = subprocess.run(words, capture_output=True, check=False, env=env)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("parts/0002/*"))) == 2  # an attempt that nobody published
     with pytest.raises(InputError, match="no weight difference"):

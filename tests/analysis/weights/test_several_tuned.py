@@ -205,6 +205,7 @@ print(json.dumps({"grown": peak() - before, "significant": significant}))
 """
 
 
+@pytest.mark.system
 def test_peak_memory_with_several_models_and_a_folder(tmp_path: Path) -> None:
     matrices = 3
     small = write_pair(tmp_path / "small", 1, 128)
