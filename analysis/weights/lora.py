@@ -186,9 +186,12 @@ def _module_delta(adapter: Adapter, base: Checkpoint, module: str, *, rank: int,
 
 
 def _another_base(adapter: Adapter, base: Checkpoint) -> str | None:
-    """A note where the adapter names another base. No more: folders are called anything, and bases have copies."""
+    """A note where the adapter names another base than this, both by names that mean something.
+
+    No more: bases have copies. A full path (of a cache, of another machine) and a GGUF file say nothing.
+    """
     named = adapter.settings.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    if not isinstance(named, str) or not named or os.path.isabs(named) or base.name.endswith(".gguf"):
         return None
     theirs, ours = (os.path.basename(os.path.abspath(name)).lower() for name in (named, base.name))
     if theirs == ours:
