@@ -20,6 +20,7 @@ err = Console(stderr=True, highlight=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 TextColumnOption = Annotated[str | None, typer.Option("--text-column", help="Column that holds the text.")]
+TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")]
 MessagesColumnOption = Annotated[str | None, typer.Option("--messages-column", help="Column of chat messages.")]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", help="Column that becomes 'label'.")]
 GroupColumnOption = Annotated[str | None, typer.Option("--group-column", help="Column that becomes 'group'.")]

@@ -17,6 +17,7 @@ from cluster.console import (
     PoolOption,
     ResponseColumnOption,
     TextColumnOption,
+    TruncateOption,
     WorkersOption,
 )
 from cluster.run_file import Beside, is_run_file, read_run_file
@@ -100,7 +101,7 @@ class HarvestOptions:
     certificate: Annotated[
         int, typer.Option("--certificate", min=0, help="Prompts to run again alone in float32; 0 leaves it out.")
     ] = 4
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")] = False
+    truncate: TruncateOption = False
     max_quarantined: Annotated[int, typer.Option(min=0, help="Prompts that may fail alone.")] = 0
     text_column: TextColumnOption = None
     messages_column: MessagesColumnOption = None

@@ -189,7 +189,7 @@ def score_prompts(
     ]
     flags = scores[:, 0].astype(np.float64) > monitor.threshold
     groups = prompt_groups(prompts)
-    noun = "groups" if "group" in prompts.table.column_names else "distinct prompts"
+    noun = groups_noun(prompts)
 
     def part(chosen: np.ndarray) -> dict[str, Any]:
         here, chosen = chosen, chosen & scored
@@ -292,4 +292,9 @@ def prompt_groups(prompts: PromptSet) -> np.ndarray:
     return np.array([f"prompt {own}" if group is None else f"group {group}" for own, group in named])
 
 
-__all__ = ["Pass", "fit_monitor", "load_monitor", "prompt_groups", "score_prompts"]
+def groups_noun(prompts: PromptSet) -> str:
+    """What `prompt_groups` are, in words."""
+    return "groups" if "group" in prompts.table.column_names else "distinct prompts"
+
+
+__all__ = ["Pass", "fit_monitor", "groups_noun", "load_monitor", "prompt_groups", "score_prompts"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from analysis.monitors import Monitor
 from analysis.statistics import bootstrap_mean
 from analysis.statistics.mean import mean_interval
-from cluster.monitoring import prompt_groups
+from cluster.monitoring import groups_noun, prompt_groups
 from harvest import Intervention, NumericSettings, Sampling, encode, load_model, load_tokenizer
 from harvest.condition import Condition
 from harvest.generation import Answer, answer, ask
@@ -180,7 +180,7 @@ class _Study:
 
     def share(self, flags: Sequence[bool]) -> dict[str, object]:
         """With its interval: exact where every prompt is a group of its own."""
-        return bootstrap_mean(np.array(flags), prompt_groups(self.prompts), noun=_noun(self.prompts)).record()
+        return bootstrap_mean(np.array(flags), prompt_groups(self.prompts), noun=groups_noun(self.prompts)).record()
 
     def measure(self, answers: Sequence[Answer], after: tuple[np.ndarray, np.ndarray], what: str) -> dict[str, Any]:
         """What one run changed. Raises InputError where the model's probabilities are no longer numbers."""
@@ -278,12 +278,8 @@ def _mean(change: np.ndarray, prompts: PromptSet) -> dict[str, Any]:
     if len(np.unique(groups)) < 2:
         value = float(change[known].mean()) if known.any() else None
         return {"value": value, "low": None, "high": None, "units": len(groups)}
-    return mean_interval(change[known], groups, noun=_noun(prompts)).record()
+    return mean_interval(change[known], groups, noun=groups_noun(prompts)).record()
 
 
 def _exp_minus(value: float | None) -> float | None:
     return None if value is None else float(np.exp(min(-value, 700.0)))
-
-
-def _noun(prompts: PromptSet) -> str:
-    return "groups" if "group" in prompts.table.column_names else "prompts"

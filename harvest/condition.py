@@ -24,7 +24,7 @@ from harvest.loading import LoadedModel
 from store import Site
 from store.digest import digest_array
 from store.errors import InputError
-from store.sink import ROLES
+from store.sink import ROLES, scored_from
 
 SCORINGS = ("cosine", "projection")
 T = TypeVar("T")
@@ -68,11 +68,7 @@ class Condition:
     def pools(self, prompt: EncodedPrompt) -> np.ndarray:
         """int64 [n]: place of each token's role in `roles`; −1 for tokens that cannot fire."""
         pools = np.array([self.pool_of(ROLES[code]) for code in prompt.role], np.int64)
-        if self.prefix is not None:
-            same = 0
-            while same < min(len(prompt), len(self.prefix)) and prompt.ids[same] == self.prefix[same]:
-                same += 1
-            pools[: min(max(same, 1), len(prompt) - 1)] = -1
+        pools[: scored_from(prompt.ids, np.arange(len(prompt)), self.prefix)] = -1
         return pools
 
     def pool_of(self, role: str) -> int:

@@ -1,6 +1,6 @@
 """What takes the activations of one unit as they leave the model, and the columns it makes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,3 +69,16 @@ class Sink(Protocol):
 
     def finish(self) -> list[SinkColumn]:
         """The unit's columns, each exactly once, in unit order."""
+
+
+def scored_from(token_id: np.ndarray, position: np.ndarray, prefix: Sequence[int] | None) -> int:
+    """First of one prompt's rows that is scored: after the first token, or after the prefix it begins with."""
+    if prefix is None:
+        return 0
+    last = len(token_id) - 1
+    start = 0
+    while start < last and position[start] == start:
+        if start and (start >= len(prefix) or token_id[start] != prefix[start] or token_id[0] != prefix[0]):
+            break
+        start += 1
+    return start

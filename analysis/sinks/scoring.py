@@ -16,7 +16,7 @@ import torch
 from store.digest import digest_array, digest_json, sha256
 from store.direction import Direction
 from store.errors import InputError
-from store.sink import ROLES, SinkBatch
+from store.sink import ROLES, SinkBatch, scored_from
 
 SCORINGS = ("cosine", "centred", "projection", "mahalanobis")
 ALL = ("all",)
@@ -228,19 +228,6 @@ def scored_rows(
         chosen = [rows if code is None else rows[batch.role[first:stop] == code] for code in codes]
         found.append((int(batch.prompt[start]), chosen))
     return found
-
-
-def scored_from(token_id: np.ndarray, position: np.ndarray, prefix: Sequence[int] | None) -> int:
-    """First of one prompt's rows that is scored: after the first token, or after the prefix it begins with."""
-    if prefix is None:
-        return 0
-    last = len(token_id) - 1
-    start = 0
-    while start < last and position[start] == start:
-        if start and (start >= len(prefix) or token_id[start] != prefix[start] or token_id[0] != prefix[0]):
-            break
-        start += 1
-    return start
 
 
 def vector_digest(direction: Direction) -> str:

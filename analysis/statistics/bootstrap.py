@@ -150,15 +150,8 @@ def bootstrap_mean(
     sums, sizes = np.bincount(codes, values), np.bincount(codes)
     low, high = clopper_pearson(*_effective(value, sums, sizes, level=level), level=level)
     if units > 1:
-        draws = np.concatenate(
-            [
-                (counts @ sums) / (counts @ sizes)
-                for counts in group_counts(units, resamples=resamples, seed=seed, at_once=max(1, _CELLS // units))
-            ]
-        )
-        tail = (1 - expanded_level(level, units)) / 2
-        drawn = np.quantile(draws, [tail, 1 - tail])
-        low, high = min(low, float(drawn[0])), max(high, float(drawn[1]))
+        drawn = drawn_means(sums, sizes, level=level, resamples=resamples, seed=seed)
+        low, high = min(low, drawn[0]), max(high, drawn[1])
     return Interval(
         value=value,
         low=low,
@@ -171,12 +164,36 @@ def bootstrap_mean(
     )
 
 
+def drawn_means(sums: np.ndarray, sizes: np.ndarray, *, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """The cluster bootstrap's expanded percentile interval of a mean over rows.
+
+    sums, sizes: of the rows of each group, [g], two groups at least. Hesterberg, The American Statistician 69 (2015)
+    371.
+    """
+    units = len(sums)
+    draws = np.concatenate(
+        [
+            (counts @ sums) / (counts @ sizes)
+            for counts in group_counts(units, resamples=resamples, seed=seed, at_once=max(1, _CELLS // units))
+        ]
+    )
+    tail = (1 - expanded_level(level, units)) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def variance_between(value: float, sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Linearised variance between groups of a mean over rows (Cochran, Sampling Techniques (1977), 6.4)."""
+    units = len(sums)
+    return float(units / (units - 1) * float(np.sum((sums - value * sizes) ** 2)) / float(sizes.sum()) ** 2)
+
+
 def _effective(value: float, sums: np.ndarray, sizes: np.ndarray, *, level: float) -> tuple[float, float]:
     """Korn and Graubard's effective successes and trials, from the linearised variance between groups."""
     rows, units = float(sizes.sum()), len(sizes)
     if units < 2:
         return value, 1.0
-    variance = units / (units - 1) * float(np.sum((sums - value * sizes) ** 2)) / rows**2
+    variance = variance_between(value, sums, sizes)
     trials = value * (1 - value) / variance if variance > 0 else float(units)
     # the degrees of freedom of the variance are those of groups, not of rows
     tail = (1 - level) / 2

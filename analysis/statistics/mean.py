@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from analysis.statistics.bootstrap import RESAMPLES, expanded_level, few_groups, group_counts
+from analysis.statistics.bootstrap import RESAMPLES, drawn_means, few_groups, variance_between
 from analysis.statistics.interval import Interval
 from store.errors import InputError
 
@@ -36,20 +36,12 @@ def mean_interval(
         raise InputError("a mean of numbers that are not all finite has no interval: leave those rows out")
     sums, sizes = np.bincount(codes, values), np.bincount(codes)
     value = float(values.mean())
-    draws = np.concatenate(
-        [
-            (counts @ sums) / (counts @ sizes)
-            for counts in group_counts(units, resamples=resamples, seed=seed, at_once=max(1, (1 << 22) // units))
-        ]
-    )
-    tail = (1 - expanded_level(level, units)) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    error = np.sqrt(units / (units - 1) * np.sum((sums - value * sizes) ** 2)) / sizes.sum()
-    half = float(stats.t.isf((1 - level) / 2, units - 1) * error)
+    low, high = drawn_means(sums, sizes, level=level, resamples=resamples, seed=seed)
+    half = float(stats.t.isf((1 - level) / 2, units - 1)) * variance_between(value, sums, sizes) ** 0.5
     return Interval(
         value=value,
-        low=min(float(low), value - half),
-        high=max(float(high), value + half),
+        low=min(low, value - half),
+        high=max(high, value + half),
         level=level,
         method="cluster bootstrap",
         units=units,

@@ -12,7 +12,7 @@ Three answers, from the variances of the very weights: Marchenko–Pastur as if 
 row and column (a bound), and, for a triple between the two, the largest singular value of simulated rounding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -57,25 +57,19 @@ class RoundingNoise:
         return edge * (1 + fluctuation(worth(self.rows), worth(self.columns)))
 
     def simulated_edge(self, *, seed: int) -> float:
-        """Largest singular value of draws of the noise.
+        """Largest singular value of draws of the noise, see `largest_drawn`.
 
         The draws are uniform with the variances above: the edge of a large matrix of independent entries depends on
-        their variances alone. Small matrices, whose edge fluctuates, get several draws, of which the largest counts.
-        Added are 1 %, for the iteration stops just under the edge, and `fluctuation`.
+        their variances alone.
         """
-        m, n = self.binade.shape
-        step = max(1, CHUNK // n)
         rng = np.random.default_rng(seed)
-        noise = torch.empty(m, n)
-        edge = 0.0
-        for _ in range(min(8, 1 + (1 << 18) // (m * n))):
-            for start in range(0, m, step):
-                part = noise[start : start + step]
-                self.deviations(start, start + step, out=part)
-                uniform = torch.from_numpy(rng.random(tuple(part.shape), dtype=np.float32))
-                part.mul_(uniform.sub_(0.5).mul_(2 * 3**0.5))
-            top = top_triples(noise, 1, seed=seed, tolerance=0.03, sweeps=24).sigma
-            edge = max(edge, float(top[0]) if len(top) else 0.0)
+
+        def draw(part: torch.Tensor, start: int) -> None:
+            self.deviations(start, start + len(part), out=part)
+            uniform = torch.from_numpy(rng.random(tuple(part.shape), dtype=np.float32))
+            part.mul_(uniform.sub_(0.5).mul_(2 * 3**0.5))
+
+        edge = largest_drawn(torch.empty(self.binade.shape), draw, seed=seed, small=1 << 18)
         return edge * (1.01 + fluctuation(worth(self.rows), worth(self.columns)))
 
     def deviations(self, start: int, stop: int, *, out: torch.Tensor) -> None:
@@ -113,6 +107,25 @@ def rounding_noise(weights: Iterable[torch.Tensor], delta: torch.Tensor, dtype: 
         noise.rows[start : start + step] = variances.sum(dim=1)
         noise.columns.add_(variances.sum(dim=0))
     return noise
+
+
+def largest_drawn(noise: torch.Tensor, draw: Callable[[torch.Tensor, int], None], *, seed: int, small: int) -> float:
+    """Largest singular value of draws of noise into `noise` (float32 [m, n]); to be raised by 1 %, for the iteration
+    stops just under the edge, and by `fluctuation`.
+
+    draw   writes rows from the given one on
+    small  entries of a matrix that gets two draws; smaller ones, whose edge fluctuates, get more, and the largest
+           counts
+    """
+    m, n = noise.shape
+    step = max(1, CHUNK // n)
+    edge = 0.0
+    for _ in range(min(8, 1 + small // (m * n))):
+        for start in range(0, m, step):
+            draw(noise[start : start + step], start)
+        top = top_triples(noise, 1, seed=seed, tolerance=0.03, sweeps=24).sigma
+        edge = max(edge, float(top[0]) if len(top) else 0.0)
+    return edge
 
 
 def grid_of(values: torch.Tensor, stored: torch.dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from analysis.weights.delta_folder import DeltaFolder
 from analysis.weights.group_worker import GroupResult, GroupWorker, Job, RefusedError, peak_rss_bytes
 from analysis.weights.parts import Part, read_part
 from analysis.weights.recognise import UNRELATED
-from analysis.weights.work import Comparison, GroupTask, Plan, plan_deltas, tasks_of
+from analysis.weights.work import Comparison, GroupTask, Plan, as_model, plan_deltas, tasks_of
 from store.errors import DamageError, IncompleteError, InputError
 from store.model_ref import ModelRef
 from store.pool import Pool, SerialPool
@@ -45,7 +45,7 @@ def weight_delta(
     if (tuned is None) == (adapter is None):
         raise InputError("give either a tuned model or --adapter, one of the two")
     if tuned is None:
-        model = ModelRef(base) if isinstance(base, str) else base
+        model = as_model(base)
         tuned = ModelRef(model.name, revision=model.revision, adapter=adapter)
     (delta,) = weight_deltas(base, [tuned], rank, full=full, progress=progress)
     return delta

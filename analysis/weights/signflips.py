@@ -10,10 +10,9 @@ raises that edge by its own entries; it is taken out and the edge found again un
 
 import torch
 
-from analysis.weights.noise import fluctuation, worth
-from analysis.weights.svd import Triples, top_triples
+from analysis.weights.noise import CHUNK, fluctuation, largest_drawn, worth
+from analysis.weights.svd import Triples
 
-CHUNK = 1 << 18  # entries handled at once
 ROUNDS = 4
 
 
@@ -35,22 +34,19 @@ def sign_flip_edge(matrix: torch.Tensor, triples: Triples, *, seed: int, spread:
 
 
 def _flipped_edge(matrix: torch.Tensor, triples: Triples, above: int, seed: int) -> float:
-    m, n = matrix.shape
     generator = torch.Generator().manual_seed(seed)
     scaled = triples.left[:, :above] * triples.sigma[:above]
-    flipped = torch.empty(m, n)
-    step = max(1, CHUNK // n)
-    edge = 0.0
-    rows, columns = torch.zeros(m), torch.zeros(n)
-    for draw in range(min(8, 1 + (1 << 19) // (m * n))):
-        for start in range(0, m, step):
-            part = flipped[start : start + step]
-            part.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-            part.mul_(matrix[start : start + step] - scaled[start : start + step] @ triples.right[:, :above].T)
-            if draw == 0:
-                squares = part.square()
-                rows[start : start + step] = squares.sum(dim=1)
-                columns += squares.sum(dim=0)
-        top = top_triples(flipped, 1, seed=seed, tolerance=0.03, sweeps=24).sigma
-        edge = max(edge, float(top[0]) if len(top) else 0.0)
-    return edge * (1.01 + fluctuation(worth(rows), worth(columns)))
+
+    def draw(part: torch.Tensor, start: int) -> None:
+        rows = slice(start, start + len(part))
+        part.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        part.mul_(matrix[rows] - scaled[rows] @ triples.right[:, :above].T)
+
+    flipped = torch.empty(matrix.shape)
+    edge = largest_drawn(flipped, draw, seed=seed, small=1 << 19)
+    rows, columns = [], torch.zeros(matrix.shape[1])
+    for part in torch.split(flipped, max(1, CHUNK // matrix.shape[1])):
+        squares = part.square()  # whatever the signs
+        rows.append(squares.sum(dim=1))
+        columns += squares.sum(dim=0)
+    return edge * (1.01 + fluctuation(worth(torch.cat(rows)), worth(columns)))

@@ -20,6 +20,7 @@ from cluster.console import (
     PoolOption,
     ResponseColumnOption,
     TextColumnOption,
+    TruncateOption,
     WorkersOption,
     emit,
     make_pool,
@@ -33,7 +34,6 @@ from store.direction import check_writable, load_directions, write_atomically
 ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
 PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
 MonitorArgument = Annotated[str, typer.Argument(help="File that 'thresher monitor fit' wrote.")]
-TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")]
 
 
 def register(app: typer.Typer) -> None:
