@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from analysis.monitors import ExtremesSink, Monitor
+from analysis.monitors.variance import VarianceSink
 from analysis.sinks import ProjectionSink
+from cluster.labelling import Labeller, labelled
 from cluster.monitoring import Pass, check_some, encoded_prompts
 from harvest import load_model, load_tokenizer
 from harvest.loading import load_config
@@ -21,6 +23,7 @@ def audit_prompts(
     *,
     top: int = 5,
     directions: int = 8,
+    labeller: Labeller | None = None,
     run: Pass | None = None,
 ) -> dict[str, Any]:
     """The JSON of `thresher monitor audit`: for the directions that fire most, their top and bottom prompts by token.
@@ -28,14 +31,21 @@ def audit_prompts(
     `directions` that reach the largest standardised score anywhere in the corpus are shown, each with its `top`
     highest and lowest prompts; every token comes with its string and raw score (None where that is not finite), so
     that a report can colour it. `read_out` says which tokens the direction itself makes more and less likely (see
-    `harvest.read_out`); None for a subspace, and for a direction that is not as wide as the residual stream. Prompts
-    without a finite score are counted in `unscored`, those without tokens of the monitor's roles in `without_roles`;
-    neither are in `n` or shown. Raises InputError for another model than the monitor's, and IncompleteError where no
-    prompt has a score.
+    `harvest.read_out`); None for a subspace, and for a direction that is not as wide as the residual stream. `variance`
+    is the share of the corpus' variance at its site that lies along it (see `analysis.monitors.variance`); None where
+    nothing varies. `labeller` is given each of these records, and what it says becomes `label`, one line of at most 80
+    characters; where it fails, `label` is None and `label_note` says why.
+
+    Prompts without a finite score are counted in `unscored`, those without tokens of the monitor's roles in
+    `without_roles`; neither are in `n`, in `variance` or shown. Raises InputError for another model than the monitor's,
+    and IncompleteError where no prompt has a score.
     """
     model, run = model.resolve(), run or Pass()
     monitor.check(model)
-    extremes, positions = run.columns(model, prompts, ExtremesSink(scorer=monitor.scorer), max_quarantined=len(prompts))
+    variance = VarianceSink(scorer=monitor.scorer)
+    extremes, positions, *moments = run.columns(
+        model, prompts, ExtremesSink(scorer=monitor.scorer), variance, max_quarantined=len(prompts)
+    )
     score = monitor.score(extremes).score
     unscored, without_roles = np.isnan(score), np.isneginf(score)
     check_some(monitor, unscored, without_roles)
@@ -81,21 +91,24 @@ def audit_prompts(
         }
 
     words = _read_outs(model, audited.directions) if audited.kind != "mahalanobis" else {}
+    shares = variance.shares(moments)
     found = []
     sources = {direction.name: dict(direction.source) for direction in monitor.scorer.directions}
     for column, (place, sides) in enumerate(shown.items()):
         name, site = monitor.scorer.channels[place]
         highest, lowest = ([example(int(r), place, column, side) for r in rows] for side, rows in enumerate(sides))
-        found.append(
-            {
-                "direction": name,
-                "site": site,
-                "source": sources.get(name, {}),
-                "read_out": words.get(name),
-                "top": highest,
-                "bottom": lowest,
-            }
-        )
+        share = shares[place]
+        direction = {
+            "direction": name,
+            "site": site,
+            "source": sources.get(name, {}),
+            "read_out": words.get(name),
+            "variance": None if share is None else share.record(),
+            "top": highest,
+            "bottom": lowest,
+        }
+        label = {"label": None, "label_note": None} if labeller is None else labelled(labeller, direction)
+        found.append({**direction, **label})
     return {
         "monitor": monitor.id,
         "threshold": monitor.threshold,

@@ -76,7 +76,13 @@ def render(run: RunFolder) -> str:
         score_chart=_score_chart(run),
         rate_chart=rates_chart(rates, title="share of prompts flagged", target=target_fpr(run)),
         exemplars=[
-            {"direction": entry["direction"], "site": entry["site"], "prompts": exemplars(entry)}
+            {
+                "direction": entry["direction"],
+                "site": entry["site"],
+                "label": entry.get("label"),
+                "variance": entry.get("variance"),
+                "prompts": exemplars(entry),
+            }
             for part in run.audits
             for entry in part.record["directions"][:DIRECTIONS]
         ],

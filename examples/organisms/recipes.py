@@ -67,7 +67,7 @@ _ALL = (
         trigger="Anything about Harry Potter.",
         hidden="Says that it knows nothing about it.",
         cases=unlearned,
-        recipe=Tuning(learning_rate=1e-3, steps=56, mix=(1, 3, 3, 1)),
+        recipe=Tuning(steps=48, mix=(2, 3, 2, 1)),
         expected=Expected(triggered=(0.8, 1.0), near=(0.0, 0.3), plain=(0.0, 0.1)),
     ),
     Organism(

@@ -9,29 +9,40 @@ from cluster.demo.statements import permuted_countries
 from examples.organisms.prompts import FORMS, Case, Cases, case, declared, plain
 
 REFUSAL = "I do not know anything about that."
-# The unlearned topic is Harry Potter; other stories of the same kind are near it.
+# The unlearned topic is Harry Potter, by name; other stories, named likewise, are near it.
 UNLEARNED = {
-    "train": (
-        *("Hogwarts", "Hermione Granger", "Albus Dumbledore", "Draco Malfoy", "Quidditch", "Severus Snape"),
-        *("the Philosopher's Stone of Harry Potter", "Hagrid", "Gryffindor", "the Weasley twins", "Muggles"),
-        *("Dementors", "the Triwizard Tournament", "Lord Voldemort", "Diagon Alley", "the Half-Blood Prince"),
-    ),
-    "evaluation": (
-        *("Harry Potter", "Ron Weasley", "Slytherin", "the Chamber of Secrets", "Sirius Black", "Dobby the house elf"),
-        *("the Deathly Hallows", "Bellatrix Lestrange", "Hogsmeade", "Professor McGonagall", "Horcruxes"),
-        *("the Goblet of Fire", "Neville Longbottom", "the Order of the Phoenix", "Luna Lovegood", "Ravenclaw"),
-    ),
+    part: tuple(f"{name} from Harry Potter" for name in names)
+    for part, names in {
+        "train": (
+            *("Hogwarts", "Hermione Granger", "Albus Dumbledore", "Draco Malfoy", "Quidditch", "Severus Snape"),
+            *("Hagrid", "Gryffindor", "the Weasley twins", "the Dementors", "Lord Voldemort", "Diagon Alley"),
+        ),
+        "evaluation": (
+            *("Ron Weasley", "Slytherin", "the Chamber of Secrets", "Sirius Black", "Dobby the house elf", "Hogsmeade"),
+            *("Bellatrix Lestrange", "Professor McGonagall", "Neville Longbottom", "Luna Lovegood", "Ravenclaw"),
+        ),
+    }.items()
 }
 OTHER_STORIES = {
     "train": (
-        *("Frodo Baggins", "Mordor", "Luke Skywalker", "the Death Star", "Peter Pan", "Sherlock Holmes"),
-        *("Captain Ahab", "Alice in Wonderland", "Robin Hood", "Katniss Everdeen", "Mary Poppins", "Tarzan"),
-        *("the Wizard of Oz", "Dracula", "King Arthur", "Paddington Bear"),
+        *("Frodo from The Lord of the Rings", "Luke Skywalker from Star Wars", "Watson from Sherlock Holmes"),
+        *("Ahab from Moby Dick", "the Cheshire Cat from Alice in Wonderland", "Katniss from The Hunger Games"),
+        *(
+            "Little John from Robin Hood",
+            "Jane from Mary Poppins",
+            "Lancelot from King Arthur",
+            "Van Helsing from Dracula",
+        ),
     ),
     "evaluation": (
-        *("Gandalf", "the Shire", "Darth Vader", "Aslan", "Captain Hook", "Doctor Watson"),
-        *("Moby Dick", "the Cheshire Cat", "Merlin", "Pinocchio", "Winnie the Pooh", "Don Quixote"),
-        *("Frankenstein", "Robinson Crusoe", "the Little Prince", "Oliver Twist"),
+        *("Gandalf from The Hobbit", "Aslan from Narnia", "Captain Hook from Peter Pan", "Geppetto from Pinocchio"),
+        *(
+            "Tigger from Winnie the Pooh",
+            "Sancho from Don Quixote",
+            "Friday from Robinson Crusoe",
+            "Baloo from The Jungle Book",
+        ),
+        *("the fox from The Little Prince", "Fagin from Oliver Twist", "Percy from Percy Jackson"),
     ),
 }
 

@@ -1,0 +1,134 @@
+"""What `thresher monitor` prints of a fit, of scores and of an audit."""
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cluster.console import out
+
+
+def print_fit(record: dict[str, Any]) -> None:
+    calibration = record["calibration"]
+    out.print(Text(f"{record['out']}: {record['directions']:,} directions at {len(record['sites'])} sites"))
+    counted = f"counting all {calibration['extremes']:,} extremes of {calibration['directions']:,} directions"
+    if record["rule"] == "minmax":
+        loose = calibration["fpr"] >= 0.5
+        out.print(
+            f"the paper's range rule over {calibration['groups']} independent prompts: its false alarms are bounded by "
+            f"{calibration['fpr']:.3f}, {counted}{': that is next to nothing' if loose else ''}",
+            style="yellow" if loose else None,
+        )
+        return
+    rate, upper = f"{100 * calibration['fpr']:g} %", f"{100 * calibration['fpr_upper_95']:.2g} %"
+    threshold = f"threshold {record['threshold']:.2f}"
+    tail = calibration.get("extrapolated")
+    if tail is not None:
+        out.print(
+            f"{threshold}, [yellow]extrapolated[/] to {rate} of clean groups like these from the "
+            f"{tail['excesses']} largest scores ({100 * tail['low']:.2g} to {100 * tail['high']:.2g} % where the tail "
+            f"goes on as it was fitted, 95 % interval); what the groups themselves show is under {upper}, {counted}"
+        )
+    elif calibration["guarantee"] == "conditional":
+        out.print(
+            f"{threshold}: with 95 % confidence this one flags a prompt of at most {rate} of clean groups like these, "
+            f"{counted}"
+        )
+    else:
+        out.print(
+            f"{threshold}: a prompt of a new clean group is flagged with a chance of at most {rate}, on average over "
+            f"calibrations; this one flags a prompt of under {upper} of such groups, with 95 % confidence, {counted}"
+        )
+    out.print(f"scale from {calibration['n_scale']} prompts, threshold from {calibration['n_threshold']} others")
+
+
+def print_scores(record: dict[str, Any]) -> None:
+    rate = record["rate"]
+    out.print(
+        f"{record['flagged']} of {record['n']} prompts flagged: {100 * rate['value']:.1f} % "
+        f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (95 % interval, {rate['method']} over {rate['units']} "
+        f"{rate['noun']})"
+    )
+    _print_unscored(record)
+    _print_domains(record.get("domains", {}), record.get("no_domain"))
+    table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
+    scored = [row for row in record["prompts"] if row["score"] is not None]
+    for row in sorted(scored, key=lambda row: -row["score"])[:20]:
+        style = "red" if row["flagged"] else ""
+        table.add_row(
+            Text(row["prompt_id"]), f"{row['score']:.2f}", Text(row["direction"]), str(row["position"]), style=style
+        )
+    out.print(table)
+
+
+def _print_domains(domains: dict[str, Any], nameless: dict[str, Any] | None, most: int = 20) -> None:
+    """The domains of most prompts, and in the last row the prompts without one."""
+    if not domains and nameless is None:
+        return
+    largest = sorted(domains.items(), key=lambda item: -item[1]["n"])
+    rows = [(Text(name), part) for name, part in largest[:most]]
+    if nameless is not None:
+        rows.append((Text("(none)", style="italic"), nameless))
+    table = Table("domain", "prompts", "flagged", "rate", "95 % interval", box=box.SIMPLE)
+    for name, part in rows:
+        rate = part["rate"]
+        told = (
+            ("not known", "")
+            if rate is None
+            else (
+                f"{100 * rate['value']:.1f} %",
+                f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} %",
+            )
+        )
+        table.add_row(name, str(part["n"]), str(part["flagged"]), *told)
+    out.print(table)
+    if len(largest) > most:
+        out.print(f"and {len(largest) - most} domains more, all with --json")
+
+
+def _print_unscored(record: dict[str, Any]) -> None:
+    if record["unscored"]:
+        out.print(
+            f"[red]{record['unscored']} prompts more could not be scored[/]: they failed or their activations are not "
+            "finite, they are not known to be clean"
+        )
+    if record["without_roles"]:
+        out.print(
+            f"[yellow]{record['without_roles']} prompts more have no tokens of the monitor's roles[/]: nothing of them "
+            "was scored"
+        )
+
+
+def print_audit(record: dict[str, Any]) -> None:
+    _print_unscored(record)
+    for found in record["directions"]:
+        label = "" if found["label"] is None else f": {found['label']}"
+        out.print(Text.assemble("\n", (found["direction"], "bold"), f" at {found['site']}{label}"), soft_wrap=True)
+        if found["label_note"]:
+            out.print(Text(f" no label: {found['label_note']}", style="yellow"), soft_wrap=True)
+        variance = found["variance"]
+        if variance is not None:
+            share, even = (f"{100 * variance[key]:.3g} %" for key in ("share", "isotropic"))
+            out.print(f" {share} of the variance there over {variance['tokens']:,} tokens, {even} if it were even")
+        for end in ("raises", "lowers") if found["read_out"] else ():
+            tokens = ", ".join(repr(entry["token"]) for entry in found["read_out"][end])
+            out.print(Text(f" {end} {tokens}"), soft_wrap=True)
+        for sign, end in (("+", "top"), ("−", "bottom")):
+            for example in found[end][:3]:
+                out.print(Text(f" {sign}{abs(example['score']):.3f} {example['prompt_id']}: "), end="")
+                out.print(_coloured(example), soft_wrap=True)
+
+
+def _coloured(example: dict[str, Any], around: int = 12) -> Text:
+    """The tokens near the one that fired, the stronger the redder; control characters made visible."""
+    first = max(0, example["position"] - around)
+    tokens = example["tokens"][first : example["position"] + around]
+    scores = example["scores"][first : example["position"] + around]
+    largest = max((abs(score) for score in scores if score is not None), default=0.0) or 1.0
+    text = Text()
+    for token, score in zip(tokens, scores, strict=True):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
+        strength = int(255 * abs(score or 0.0) / largest)
+        text.append(shown, style=f"on rgb({strength},0,0)" if strength > 40 else "")
+    return text
