@@ -94,6 +94,14 @@ class Bar:
             of = f" of {self.total:,}" if self.total else ""
             err.print(f"{self.label}: {self.done:,}{of} {self.unit}, {told}{left}")
 
+    def step(self, what: str) -> None:
+        """Of a few long steps the next one begins: `what` is done in it."""
+        if self.display is not None and self.task is not None:
+            self.display.update(self.task, advance=1 if self.done else 0, description=f"{self.label}: {what}")
+        else:
+            err.print(f"{self.label}: {what}")
+        self.done += 1
+
 
 @contextmanager
 def progress(label: str, *, total: int | None = None, unit: str = "items") -> Iterator[Bar]:

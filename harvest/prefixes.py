@@ -35,7 +35,7 @@ def plan_groups(ids: Sequence[np.ndarray], *, share: bool, short: int | None = N
         if share and len(ids[row]) > LEAST_TOKENS:
             beginnings.setdefault(ids[row][:LEAST_TOKENS].tobytes(), []).append(row)
     shared = [
-        Group(rows=tuple(rows), prefix=_common([ids[row] for row in rows]))
+        Group(rows=tuple(rows), prefix=common_length([ids[row] for row in rows]))
         for rows in beginnings.values()
         if len(rows) >= LEAST_PROMPTS
     ]
@@ -56,7 +56,7 @@ def short_context(config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def _common(ids: Sequence[np.ndarray]) -> int:
+def common_length(ids: Sequence[np.ndarray]) -> int:
     """Length of the longest beginning that all share, less than the shortest."""
     longest = min(len(tokens) for tokens in ids) - 1
     block = np.stack([tokens[:longest] for tokens in ids])
