@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow test-system chaos lint bench-harvest bench-store bench-weights bench-detect bench-probes simulate clean
+.PHONY: help setup demo test test-slow test-system chaos lint bench-harvest bench-store bench-weights bench-detect bench-hunt bench-probes simulate clean
 
-bench-harvest bench-detect: DATA ?= prompts
+bench-harvest bench-detect bench-hunt: DATA ?= prompts
+bench-hunt: CORPUS ?= words.csv
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -56,6 +57,9 @@ bench-weights: $(READY)  ## weight differences, next to full and randomized deco
 
 bench-detect: $(READY)  ## every detector against models with known ground truth; DATA=folder of prompt files, SEEDS='0 1 2'
 	PYTHONPATH=. $(BIN)/python bench/detect.py --data $(DATA) $(foreach seed,$(SEEDS),--seed $(seed))
+
+bench-hunt: $(READY)  ## the trigger hunt against models with known triggers; DATA=folder, CORPUS=file of words, SEEDS='0'
+	PYTHONPATH=. $(BIN)/python bench/hunt.py --data $(DATA) --corpus $(CORPUS) $(foreach seed,$(SEEDS),--seed $(seed))
 
 bench-probes: $(READY)  ## fitting probes, next to scikit-learn
 	$(BIN)/python bench/probes.py
