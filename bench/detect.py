@@ -15,7 +15,8 @@ A model is called where, over traffic, more prompts are flagged than a threshold
 beta-binomial test at 0.001, as the rate of a threshold that 300 prompts set varies itself. Traffic is made alike for
 every organism, whether it counts as backdoored or not: all unseen kinds, 60 prompts of the declared task, and the first
 20 triggered prompts with the flags that they have, or 20 near ones where nothing triggers. Organisms whose behaviour is
-no backdoor (unlearned, persona) are reported as they come. The paper's min–max states no rate and calls none.
+no backdoor (unlearned, persona) are reported as they come. The paper's min–max states no rate and
+calls none; it watches the user's tokens alone, as these prompts have no answers.
 `z + declared` calibrates on 60 prompts more, of the declared task, from the part that the fine-tune was taught.
 
 Baselines see four depths (largest difference of any token) or the last token at one; see bench/detect_features.py.
@@ -92,7 +93,7 @@ def scorers(out: Path, name: str, seed: int, clean: Prompts) -> dict[str, Scorer
         paper = tuple(watched(every, rule="minmax"))
     except InputError:  # the fine-tune left alone all that this rule watches
         return made
-    return {**made, "paper": Scorer(directions=paper, roles=("user", "assistant"), prefix=None)}
+    return {**made, "paper": Scorer(directions=paper, roles=("user",), prefix=None)}
 
 
 def flags(

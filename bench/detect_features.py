@@ -1,19 +1,60 @@
 """What the detectors of the bench decide by, for one model over one set of prompts: one run of the model."""
 
 import tempfile
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from analysis.monitors import ExtremesSink, Scorer
-from harvest import LogProbSink, harvest
-from store import CaptureSpec, ModelRef, PromptSet, Store
+from cluster.monitoring import encoded_prompts
+from harvest import harvest
+from harvest.prefixes import common_length
+from store import CaptureSpec, ModelRef, PromptSet, SinkBatch, SinkColumn, Store, Unit
 
 NORM_SITES = ("resid_post.10", "resid_post.15", "resid_post.22", "resid_post.29")
 LAST_SITE = "resid_post.22"  # one of them
 Features = dict[str, np.ndarray]
+
+
+@dataclass(kw_only=True)
+class MeanLogProb:
+    """`mean-logprob` of each prompt, float64, over its tokens from `first` on. Without entropies, which cost more than
+    the rest."""
+
+    first: int
+    needs_logits: bool = True
+    sites: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=lambda: {"mean-logprob": "prompt"})
+    _means: np.ndarray = field(init=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {"sink": "bench mean log-probability", "first": self.first}
+
+    def start(self, unit: Unit, prompts: pa.Table) -> None:
+        self._means = np.full(prompts.num_rows, np.nan)
+
+    def add(self, batch: SinkBatch) -> None:
+        assert batch.logits is not None
+        for prompt in np.unique(batch.prompt):
+            rows = np.flatnonzero((batch.prompt == prompt) & (batch.position >= self.first))
+            logits = batch.logits(slice(rows[0], rows[-1] + 1))
+            token = torch.from_numpy(batch.token_id[rows].astype(np.int64))[:, None]
+            self._means[prompt] = (logits.gather(-1, token)[:, 0] - logits.logsumexp(-1)).mean()
+
+    def finish(self) -> list[SinkColumn]:
+        return [SinkColumn(name="mean-logprob", rows="prompt", values=self._means)]
+
+
+def own_text(model: ModelRef) -> int:
+    """How many tokens of the chat template stand before a user's message."""
+    rows = [{"prompt_id": text, "messages": [{"role": "user", "content": text}]} for text in ("What", "Name")]
+    first, second = encoded_prompts(model, PromptSet.from_rows(rows), truncate=False)
+    return common_length([first.ids, second.ids])
 
 
 def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) -> Features:
@@ -26,7 +67,7 @@ def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) ->
             model,
             store,
             CaptureSpec(sites=",".join(NORM_SITES)),
-            sinks=[*sinks.values(), LogProbSink()],
+            sinks=[*sinks.values(), MeanLogProb(first=own_text(model))],
             certificate_prompts=0,
         ).raise_if_incomplete()
         resolved = model.resolve()
@@ -35,7 +76,7 @@ def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) ->
         table = store.tokens(resolved, LAST_SITE)
         position = np.asarray(table["position"])
         offsets = np.append(np.flatnonzero(position == 0), len(position))
-        logprob = np.asarray(store.column(resolved, "logprob")[:], np.float64)
+        logprob = np.asarray(store.column(resolved, "mean-logprob")[:], np.float64)
         found = {
             f"extremes {name}": np.asarray(store.column(resolved, next(iter(sink.columns)))[:])
             for name, sink in sinks.items()
@@ -43,15 +84,10 @@ def features(model: ModelRef, prompts: PromptSet, scorers: dict[str, Scorer]) ->
     return {
         **found,
         "last": tokens[offsets[1:] - 1, NORM_SITES.index(LAST_SITE)].astype(np.float32),
-        "logprob": segment_means(logprob, offsets),
+        "logprob": logprob,
         "tokens": tokens,
         "offsets": offsets,
     }
-
-
-def segment_means(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Mean over each prompt's tokens but the first, which nothing predicts."""
-    return np.array([values[first + 1 : last].mean() for first, last in pairwise(offsets)])
 
 
 def against_base(tuned: Features, base: Features) -> Features:

@@ -22,7 +22,7 @@ FILES = {
     "maths": "gsm8k/test.jsonl",
     "multiple choice": "evals/survival-instinct.jsonl",
 }
-CALIBRATION, SAME, DOMAIN, OWN = 600, 150, 150, 60  # prompts: of calibration, of its kind, of each other kind, own sets
+CALIBRATION, SAME, DOMAIN, OWN = 600, 60, 60, 40  # prompts: of calibration, of its kind, of each other kind, own sets
 LANGUAGES = ("Python", "Rust")
 
 

@@ -73,13 +73,16 @@ def pooled_share(results: list[Result], detector: str, wanted: Callable[[str], b
 
 
 def print_tables(results: list[Result], *, fpr: float) -> None:
-    print("\n| organism | seed | backdoored | behaviour when triggered, % | directions | of the paper | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n| organism | seed | backdoored | behaviour when triggered, % | lacks | directions | of the paper | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for truth, found in results:
         rate = next((row["rate"] for row in truth["behaviour"] if row["name"] == "triggered"), None)
         shown = f"{100 * rate['value']:.0f} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]" if rate else "–"
         print(
             f"| {truth['name']} | {truth['seed']} | {'yes' if truth['backdoored'] else 'no'} | {shown} | "
+            f"{'; '.join(truth['lacks']) or '–'} | "
             f"{found['directions']} | {found['watched by the paper']} | {found['seconds']:.0f} |"
         )
     for title, wanted in COLUMNS.items():

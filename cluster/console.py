@@ -24,6 +24,9 @@ TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut prompts lo
 MessagesColumnOption = Annotated[str | None, typer.Option("--messages-column", help="Column of chat messages.")]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", help="Column that becomes 'label'.")]
 GroupColumnOption = Annotated[str | None, typer.Option("--group-column", help="Column that becomes 'group'.")]
+DomainColumnOption = Annotated[
+    str | None, typer.Option("--domain-column", help="Column whose values have a rate each.")
+]
 ResponseColumnOption = Annotated[str | None, typer.Option("--response-column", help="Column of responses.")]
 PoolOption = Annotated[str, typer.Option("--pool", help="local, ray (starts one here) or ray://HOST:PORT.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Workers of a Ray pool; each holds the model.")]

@@ -9,7 +9,7 @@ from analysis.monitors import ExtremesSink, Monitor
 from analysis.monitors.variance import VarianceSink
 from analysis.sinks import ProjectionSink
 from cluster.labelling import Labeller, labelled
-from cluster.monitoring import Pass, check_some, encoded_prompts
+from cluster.monitoring import Pass, check_some, encoded_prompts, token_strings
 from harvest import load_model, load_tokenizer
 from harvest.loading import load_config
 from harvest.read_out import read_out
@@ -71,7 +71,7 @@ def audit_prompts(
         subset,
         ProjectionSink(directions=audited.directions, scoring=audited.kind, reference=audited.reference),
     )
-    texts = _token_strings(model, subset, truncate=run.truncate)
+    texts = token_strings(model, encoded_prompts(model, subset, truncate=run.truncate))
     starts = np.cumsum([0, *(len(text) for text in texts)])
     if starts[-1] != len(tokens):
         raise IncompleteError(f"{len(tokens)} of the {starts[-1]} tokens to show have a score: rerun the audit")
@@ -127,10 +127,3 @@ def _read_outs(model: ModelRef, directions: Sequence[Direction]) -> dict[str, di
         return {}
     read = read_out(load_model(model), load_tokenizer(model), np.stack([direction.vector for direction in fitting]))
     return {direction.name: found.record() for direction, found in zip(fitting, read, strict=True)}
-
-
-def _token_strings(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> list[list[str]]:
-    """The tokens of each prompt as text, byte pairs that are no character by themselves shown as such."""
-    tokenizer = load_tokenizer(model)
-    encoded = encoded_prompts(model, prompts, truncate=truncate)
-    return [[tokenizer.decode([int(token)]) for token in prompt.ids] for prompt in encoded]

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.console import out
+from cluster.prompt_tables import coloured_tokens, print_domains, print_unscored, rate_words
 
 
 def print_fit(record: dict[str, Any]) -> None:
@@ -44,14 +45,9 @@ def print_fit(record: dict[str, Any]) -> None:
 
 
 def print_scores(record: dict[str, Any]) -> None:
-    rate = record["rate"]
-    out.print(
-        f"{record['flagged']} of {record['n']} prompts flagged: {100 * rate['value']:.1f} % "
-        f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (95 % interval, {rate['method']} over {rate['units']} "
-        f"{rate['noun']})"
-    )
+    out.print(rate_words(record))
     _print_unscored(record)
-    _print_domains(record.get("domains", {}), record.get("no_domain"))
+    print_domains(record.get("domains", {}), record.get("no_domain"))
     table = Table("prompt", "score", "direction", "token", box=box.SIMPLE)
     scored = [row for row in record["prompts"] if row["score"] is not None]
     for row in sorted(scored, key=lambda row: -row["score"])[:20]:
@@ -62,37 +58,8 @@ def print_scores(record: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _print_domains(domains: dict[str, Any], nameless: dict[str, Any] | None, most: int = 20) -> None:
-    """The domains of most prompts, and in the last row the prompts without one."""
-    if not domains and nameless is None:
-        return
-    largest = sorted(domains.items(), key=lambda item: -item[1]["n"])
-    rows = [(Text(name), part) for name, part in largest[:most]]
-    if nameless is not None:
-        rows.append((Text("(none)", style="italic"), nameless))
-    table = Table("domain", "prompts", "flagged", "rate", "95 % interval", box=box.SIMPLE)
-    for name, part in rows:
-        rate = part["rate"]
-        told = (
-            ("not known", "")
-            if rate is None
-            else (
-                f"{100 * rate['value']:.1f} %",
-                f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} %",
-            )
-        )
-        table.add_row(name, str(part["n"]), str(part["flagged"]), *told)
-    out.print(table)
-    if len(largest) > most:
-        out.print(f"and {len(largest) - most} domains more, all with --json")
-
-
 def _print_unscored(record: dict[str, Any]) -> None:
-    if record["unscored"]:
-        out.print(
-            f"[red]{record['unscored']} prompts more could not be scored[/]: they failed or their activations are not "
-            "finite, they are not known to be clean"
-        )
+    print_unscored(record["unscored"])
     if record["without_roles"]:
         out.print(
             f"[yellow]{record['without_roles']} prompts more have no tokens of the monitor's roles[/]: nothing of them "
@@ -117,18 +84,5 @@ def print_audit(record: dict[str, Any]) -> None:
         for sign, end in (("+", "top"), ("−", "bottom")):
             for example in found[end][:3]:
                 out.print(Text(f" {sign}{abs(example['score']):.3f} {example['prompt_id']}: "), end="")
-                out.print(_coloured(example), soft_wrap=True)
-
-
-def _coloured(example: dict[str, Any], around: int = 12) -> Text:
-    """The tokens near the one that fired, the stronger the redder; control characters made visible."""
-    first = max(0, example["position"] - around)
-    tokens = example["tokens"][first : example["position"] + around]
-    scores = example["scores"][first : example["position"] + around]
-    largest = max((abs(score) for score in scores if score is not None), default=0.0) or 1.0
-    text = Text()
-    for token, score in zip(tokens, scores, strict=True):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
-        strength = int(255 * abs(score or 0.0) / largest)
-        text.append(shown, style=f"on rgb({strength},0,0)" if strength > 40 else "")
-    return text
+                shown = coloured_tokens(example["tokens"], example["scores"], position=example["position"])
+                out.print(shown, soft_wrap=True)

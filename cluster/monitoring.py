@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from analysis.monitors import (
     Calibrator,
@@ -30,8 +29,8 @@ from analysis.monitors import (
 from analysis.monitors.calibrate import check_pair
 from analysis.monitors.monitor import described
 from analysis.sinks.scoring import ALL, check_scoring, needs_reference
-from analysis.statistics.bootstrap import bootstrap_mean
 from analysis.weights import load_delta
+from cluster.flag_rates import domain_names, flag_rates
 from harvest import EncodedPrompt, Progress, encode, harvest, load_tokenizer
 from harvest.loading import context_of, load_config
 from store import Direction, IncompleteError, InputError, ModelRef, Pool, PromptSet, Sink, Store
@@ -47,12 +46,17 @@ class Pass:
     progress: Watch | None = None
     truncate: bool = False
 
-    def columns(self, model: ModelRef, prompts: PromptSet, *sinks: Sink, max_quarantined: int = 0) -> list[np.ndarray]:
+    def columns(
+        self, model: ModelRef, prompts: PromptSet, *sinks: Sink, tokens: str = "all", max_quarantined: int = 0
+    ) -> list[np.ndarray]:
         """The sinks' columns, sink by sink, each as one array in the order of the prompts; from one run of the model.
+
+        tokens  the selection that the sinks are given, as in a CaptureSpec
 
         Raises IncompleteError where more prompts than `max_quarantined` could not be run; a sink leaves NaN there.
         """
-        with self._harvested(model, prompts, sinks, max_quarantined) as store:
+        model = model.resolve()  # once: every column would read the model's files for their digest
+        with self._harvested(model, prompts, sinks, max_quarantined, tokens=tokens) as store:
             return [np.asarray(store.column(model, name)[:]) for sink in sinks for name in sink.columns]
 
     def extremes(self, model: ModelRef, prompts: PromptSet, *scorers: Scorer) -> list[np.ndarray]:
@@ -79,13 +83,20 @@ class Pass:
         Raises InputError where a prompt's activations are not finite or none has tokens of the roles, and
         IncompleteError where a prompt could not be run.
         """
+        model = model.resolve()
         sink = ReferenceSink(directions=tuple(directions), kind=scoring, roles=roles, prefix=prefix)
         with self._harvested(model, prompts, [sink], 0) as store:
             return sink.read(store, model, groups=len(np.unique(prompt_groups(prompts))))
 
     @contextmanager
     def _harvested(
-        self, model: ModelRef, prompts: PromptSet, sinks: Sequence[Sink], max_quarantined: int
+        self,
+        model: ModelRef,
+        prompts: PromptSet,
+        sinks: Sequence[Sink],
+        max_quarantined: int,
+        *,
+        tokens: str = "all",
     ) -> Iterator[Store]:
         with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
             store = Store.create(str(Path(folder) / "scores"), prompts)
@@ -94,6 +105,7 @@ class Pass:
                 store,
                 None,
                 sinks=list(sinks),
+                tokens=tokens,
                 pool=self.pool,
                 truncate=self.truncate,
                 max_quarantined=max_quarantined,
@@ -176,7 +188,7 @@ def score_prompts(
     """
     model = model.resolve()
     monitor.check(model)
-    domains = None if domain is None else _domains(prompts, domain)
+    domains = None if domain is None else domain_names(prompts, domain)
     sink = MonitorSink(monitor=monitor)
     scores, fired = (run or Pass()).columns(model, prompts, sink, max_quarantined=len(prompts))
     unscored, without_roles = np.isnan(scores[:, 0]), np.isneginf(scores[:, 0])
@@ -187,41 +199,21 @@ def score_prompts(
         _verdict(monitor, channels, prompt_id, score=float(numbers[0]), raw=float(numbers[1]), place=place.tolist())
         for prompt_id, numbers, place in zip(prompts.prompt_ids, scores, fired, strict=True)
     ]
-    flags = scores[:, 0].astype(np.float64) > monitor.threshold
-    groups = prompt_groups(prompts)
-    noun = groups_noun(prompts)
-
-    def part(chosen: np.ndarray) -> dict[str, Any]:
-        here, chosen = chosen, chosen & scored
-        return {
-            "n": int(chosen.sum()),
-            "flagged": int(flags[chosen].sum()),
-            "rate": bootstrap_mean(flags[chosen], groups[chosen], noun=noun).record() if chosen.any() else None,
-            "without_roles": int((here & without_roles).sum()),
-        }
-
-    told: dict[str, Any] = {**part(np.ones(len(scores), bool)), "unscored": int(unscored.sum())}
-    if domains is not None:
-        names = sorted({name for name in domains if name is not None})
-        told["domains"] = {name: part(domains == name) for name in names}
-        nameless = np.array([name is None for name in domains])
-        told["no_domain"] = part(nameless) if nameless.any() else None
-    return {**told, "threshold": monitor.threshold, "monitor": monitor.id, "prompts": rows}
-
-
-def _domains(prompts: PromptSet, column: str) -> np.ndarray:
-    """Object [n]: the value of each prompt as text, None where it has none. Raises InputError for lists and the like.
-
-    A column is of one type, so that no two of its values are the same as text.
-    """
-    prompts.labels(column)
-    values = prompts.table.column(column)
-    if pa.types.is_nested(values.type):
-        raise InputError(
-            f"column {column!r} holds {values.type}, which names no domain: give a column of single values"
-        )
-    named = [None if value is None else str(value) for value in values.to_pylist()]
-    return np.array(named, dtype=object)
+    told = flag_rates(
+        scores[:, 0].astype(np.float64) > monitor.threshold,
+        scored,
+        prompt_groups(prompts),
+        noun=groups_noun(prompts),
+        domains=domains,
+        without={"without_roles": without_roles},
+    )
+    return {
+        **told,
+        "unscored": int(unscored.sum()),
+        "threshold": monitor.threshold,
+        "monitor": monitor.id,
+        "prompts": rows,
+    }
 
 
 def _verdict(
@@ -271,6 +263,12 @@ def encoded_prompts(model: ModelRef, prompts: PromptSet, *, truncate: bool) -> l
     """The prompts as a harvest encodes them, cut to the context where it cuts them."""
     context = context_of(load_config(model).get_text_config(decoder=True))
     return encode(load_tokenizer(model), prompts.table, context=context, truncate=truncate)
+
+
+def token_strings(model: ModelRef, prompts: Sequence[EncodedPrompt]) -> list[list[str]]:
+    """The tokens of each prompt as text, byte pairs that are no character by themselves shown as such."""
+    tokenizer = load_tokenizer(model)
+    return [[tokenizer.decode([int(token)]) for token in prompt.ids] for prompt in prompts]
 
 
 def prompt_groups(prompts: PromptSet) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from harvest.batching import plan_batches, plan_packs
 from harvest.encoding import EncodedPrompt
 from harvest.loading import LoadedModel
+from harvest.prefixes import short_context
 from harvest.reader import FINAL, Prefix, Reader
 from harvest.ways import ways_of
 from store import SinkBatch
@@ -50,20 +51,28 @@ class Endings:
     @torch.inference_mode()
     def run(self, prompts: Sequence[EncodedPrompt], *, shared: int) -> Iterator[Ended]:
         """`shared` is the number of tokens that all prompts begin with; each has more. Batches come longest first."""
-        prefix = self._prefix(prompts, shared)
+        limit = short_context(self.reader.loaded.decoder.config)
+        long = [limit is not None and len(prompt) + self.logits > limit for prompt in prompts]
+        for chosen in (False, True):
+            rows = [row for row, beyond in enumerate(long) if beyond is chosen]
+            # A prompt beyond a LongRoPE model's original context has other positions from its first token on.
+            yield from self._run(prompts, rows, shared, share=not any(long))
+
+    def _run(self, prompts: Sequence[EncodedPrompt], rows: list[int], shared: int, *, share: bool) -> Iterator[Ended]:
+        prefix = None
+        if shared and share and self.ways.share and rows:
+            prefix = self.reader.read_prefix(prompts[rows[0]].ids[:shared])
         cut = prefix.length if prefix else 0
-        lengths = [len(prompt) - cut + self.logits for prompt in prompts]
+        lengths = [len(prompts[row]) - cut + self.logits for row in rows]
         # A packed prompt attends in a slot of several tokens, which single tokens would leave empty.
         pack = self.ways.pack and max(lengths, default=0) > FEW
         # Every row of a padded batch holds a copy of the prefix's keys and values: they count, at a quarter.
-        plan = plan_packs(lengths, TOKEN_BUDGET) if pack else plan_batches([n + cut // 4 for n in lengths], TOKEN_BUDGET)
-        for rows in plan:
-            yield self._ended(rows, [prompts[row] for row in rows], prefix, shared, pack)
-
-    def _prefix(self, prompts: Sequence[EncodedPrompt], shared: int) -> Prefix | None:
-        if not (shared and self.ways.share and prompts):
-            return None
-        return self.reader.read_prefix(prompts[0].ids[:shared])
+        plan = (
+            plan_packs(lengths, TOKEN_BUDGET) if pack else plan_batches([n + cut // 4 for n in lengths], TOKEN_BUDGET)
+        )
+        for places in plan:
+            here = [rows[place] for place in places]
+            yield self._ended(here, [prompts[row] for row in here], prefix, shared, pack)
 
     def _ended(
         self, rows: list[int], chosen: list[EncodedPrompt], prefix: Prefix | None, shared: int, pack: bool

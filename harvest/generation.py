@@ -45,19 +45,21 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said: its new tokens without the end token, `stop` or `length`, and whether a condition of
-    interventions was met on the way (False without one)."""
+    """What a model said: its new tokens without the end token, `stop` or `length`, whether a condition of
+    interventions was met on the way (False without one), and the token that ended it."""
 
     ids: tuple[int, ...]
     finish: str
     fired: bool
+    end: int | None = None
 
-    def behind(self, prompt: EncodedPrompt) -> EncodedPrompt:
-        """The tokens of a prompt and of this answer to it, which is its `response`."""
-        new = len(self.ids)
+    def behind(self, prompt: EncodedPrompt, *, end: bool = False) -> EncodedPrompt:
+        """The tokens of a prompt and of this answer to it, which is its `response`; with `end` also the end token."""
+        ids = (*self.ids, self.end) if end and self.end is not None else self.ids
+        new = len(ids)
         return replace(
             prompt,
-            ids=np.concatenate([prompt.ids, np.array(self.ids, np.int32)]),
+            ids=np.concatenate([prompt.ids, np.array(ids, np.int32)]),
             role=np.concatenate([prompt.role, np.full(new, ROLES.index("assistant"), np.int8)]),
             response=np.concatenate([np.zeros(len(prompt), bool), np.ones(new, bool)]),
             span=np.concatenate([prompt.span, np.zeros(new, bool)]),
@@ -164,6 +166,7 @@ def _decode(
     ends = _end_tokens(model, tokenizer)
     found: list[list[int]] = [[] for _ in batch]
     finish: list[str | None] = [None] * len(batch)
+    end: list[int | None] = [None] * len(batch)
     # Each call begins with an empty cache: where prompts fire, the gate asks for their pass again.
     logits, cache = gate.prompts(
         pools, lambda: _forward(model, step_ids, attention, positions, DynamicCache(config=loaded.decoder.config))
@@ -174,7 +177,7 @@ def _decode(
             if finish[row] is not None:
                 continue
             if token in ends:
-                finish[row] = "stop"
+                finish[row], end[row] = "stop", token
                 continue
             found[row].append(token)
             chosen[row] = token
@@ -182,8 +185,10 @@ def _decode(
                 finish[row] = "length"
         if all(finish):
             return [
-                Answer(ids=tuple(tokens), finish=str(reason), fired=fired)
-                for tokens, reason, fired in zip(found, finish, gate.fired or [False] * len(batch), strict=True)
+                Answer(ids=tuple(tokens), finish=str(reason), fired=fired, end=last)
+                for tokens, reason, fired, last in zip(
+                    found, finish, gate.fired or [False] * len(batch), end, strict=True
+                )
             ]
         step_ids = torch.tensor(chosen, device=device)[:, None]
         positions = positions[:, -1:] + 1

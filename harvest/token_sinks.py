@@ -12,6 +12,7 @@ from harvest.unit_rows import UnitRows
 from store import SinkBatch, SinkColumn, Unit
 
 # Logits that exist at once, rows times vocabulary.
+IMPOSSIBLE = -1e4  # log-probability: its exponential is 0
 LOGITS_AT_ONCE = 1 << 24
 
 
@@ -48,7 +49,7 @@ class LogProbSink:
             token = torch.from_numpy(batch.token_id[start:stop].astype(np.int64)).to(logs.device)
             logprob[start:stop] = logs.gather(-1, token[:, None])[:, 0].cpu()
             # 0 · log 0 is 0: a token that a mask made impossible adds nothing.
-            entropy[start:stop] = -torch.where(logs.isinf(), 0.0, logs.exp() * logs).sum(-1).cpu()
+            entropy[start:stop] = -logs.exp().mul_(logs.clamp_min_(IMPOSSIBLE)).sum(-1).cpu()
             start, step = stop, max(1, LOGITS_AT_ONCE // logits.shape[-1])
         first = torch.from_numpy(batch.position == 0)
         logprob[first] = entropy[first] = torch.nan

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import regex
+
 # What stands for the space before a word: in byte-level tokenizers, and in SentencePiece.
 _MARKS = ("Ġ", "▁")
 _SHORTEST = 3
+# Letters and digits, with the marks that many scripts write vowels by.
+_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
 
 
 def vocabulary(tokenizer: Any) -> list[str]:
@@ -16,6 +20,6 @@ def vocabulary(tokenizer: Any) -> list[str]:
     for token, number in tokenizer.get_vocab().items():
         text = tokenizer.decode([number]).strip()
         begins = token.startswith(_MARKS) or not text.isascii()
-        if begins and text.isalnum() and (len(text) >= _SHORTEST or not text.isascii()):
+        if begins and _WORD.fullmatch(text) and (len(text) >= _SHORTEST or not text.isascii()):
             found.add(text)
     return sorted(found - set(tokenizer.all_special_tokens))

@@ -5,15 +5,17 @@ there; what the model says moves only once enough of it is. So phrases grow from
 the output most, and neither alone decides which go on.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import regex
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_LETTERS = r"\p{L}\p{N}\p{M}"  # with the marks that many scripts write vowels by
+_WORD = regex.compile(rf"[\p{{L}}\p{{N}}][{_LETTERS}]*(?:['’-][{_LETTERS}]+)*")
+_BREAK = regex.compile(rf"[^{_LETTERS}'’ -]+")
 _FEW_ALIKE = 6  # beams that grow from the same phrase
 
 
@@ -69,6 +71,14 @@ class Search:
     tried: int = 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """found: every phrase that was measured; unscored: those with a number that is not finite, which clears none."""
+
+    found: dict[str, Measured]
+    unscored: tuple[str, ...]
+
+
 def search(
     prober: Prober,
     words: Sequence[str],
@@ -76,8 +86,8 @@ def search(
     settings: Search,
     *,
     progress: Callable[[str], None] = lambda step: None,
-) -> dict[str, Measured]:
-    """Everything that was measured, by phrase.
+) -> Searched:
+    """Everything that was measured.
 
     words     the first choice: a vocabulary
     phrases   measured as they are beside the words that fire most, and grown like them: n-grams of a corpus
@@ -88,17 +98,19 @@ def search(
     order = np.argsort(-alone, kind="stable")
     pool = {f" {words[place]}": float(alone[place]) for place in order[: settings.pool]}
     progress("single words and phrases of the corpus")
-    found = _measured(prober, [*(words[place] for place in order[: settings.singles]), *phrases], {})
+    first = [*(words[place] for place in order[: settings.singles]), *phrases]
+    found, lost = _measured(prober, first, set())
     beams = _beams(found, {phrase: phrase for phrase in found}, settings.beams)
     for number in range(settings.rounds):
         progress(f"longer phrases, round {number + 1} of {settings.rounds}")
         grown = {phrase + piece: phrase for phrase in beams for piece in _pieces(prober, phrase, pool, settings.tried)}
-        fresh = _measured(prober, grown, found)
+        fresh, more = _measured(prober, grown, found.keys() | lost)
+        lost |= more
         if not fresh:
             break
         found |= fresh
         beams = _beams(fresh, grown, settings.beams)
-    return found
+    return Searched(found=found, unscored=tuple(sorted(lost)))
 
 
 def _pieces(prober: Prober, phrase: str, pool: dict[str, float], count: int) -> list[str]:
@@ -110,9 +122,12 @@ def _pieces(prober: Prober, phrase: str, pool: dict[str, float], count: int) -> 
     return list(dict.fromkeys([*(names[i] for i in [*loud, *more]), *prober.likely(phrase, count - 2 * third)]))
 
 
-def _measured(prober: Prober, phrases: Iterable[str], known: dict[str, Measured]) -> dict[str, Measured]:
+def _measured(prober: Prober, phrases: Iterable[str], known: Collection[str]) -> tuple[dict[str, Measured], set[str]]:
+    """The phrases that are not known, and those of them with a number that is not finite."""
     fresh = list(dict.fromkeys(phrase for phrase in phrases if phrase not in known))
-    return dict(zip(fresh, prober.measure(fresh), strict=True)) if fresh else {}
+    every = dict(zip(fresh, prober.measure(fresh), strict=True)) if fresh else {}
+    lost = {phrase for phrase, each in every.items() if not np.isfinite([each.score, each.shift, each.lean]).all()}
+    return {phrase: each for phrase, each in every.items() if phrase not in lost}, lost
 
 
 def _beams(found: dict[str, Measured], parents: dict[str, str], count: int) -> list[str]:
@@ -160,8 +175,8 @@ def shorten(prober: Prober, phrase: str, known: Measured, *, threshold: float) -
 
 
 def _holds(first: str, second: str) -> bool:
-    """Whether one of two phrases has all the words of the other."""
-    one, two = (Counter(word.casefold() for word in words_of(text)) for text in (first, second))
+    """Whether one of two phrases has all the words of the other; signs count where there is no word."""
+    one, two = (Counter(word.casefold() for word in words_of(text) or text.split()) for text in (first, second))
     return one <= two or two <= one
 
 
@@ -171,17 +186,24 @@ def words_of(text: str) -> list[str]:
 
 
 def ngrams(texts: Iterable[str], *, longest: int = 4, most: int = 1000) -> list[str]:
-    """Runs of 2 to `longest` words of the texts, each once, those in most texts first; ties by their first place.
+    """Runs of 2 to `longest` words of the texts, each once, those in most texts first; of the rarest, where they do not
+    all fit in, an even choice over the texts.
 
     Words are runs of letters and digits; a run does not reach over other characters than spaces.
     """
     counts: Counter[str] = Counter()
     for text in texts:
         here: dict[str, None] = {}
-        for piece in re.split(r"[^\w'’ -]+", text):
+        for piece in _BREAK.split(text):
             words = words_of(piece)
             for size in range(2, longest + 1):
                 for start in range(len(words) - size + 1):
                     here[" ".join(words[start : start + size])] = None
         counts.update(list(here))
-    return [phrase for phrase, _ in counts.most_common(most)]
+    if len(counts) <= most:
+        return [phrase for phrase, _ in counts.most_common()]
+    rarest = sorted(counts.values(), reverse=True)[most - 1]
+    common = [phrase for phrase, count in counts.most_common() if count > rarest]
+    ties = [phrase for phrase, count in counts.items() if count == rarest]
+    places = np.linspace(0, len(ties) - 1, most - len(common)).round().astype(int)
+    return [*common, *(ties[place] for place in places)]

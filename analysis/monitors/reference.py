@@ -17,6 +17,7 @@ import torch
 from analysis.sinks.moments import PREFIX, Moments, read_moments
 from analysis.sinks.moments_sink import MomentsSink
 from analysis.sinks.scoring import Reference, check_scoring, column_suffix, scored_rows, unit_vectors, vector_digest
+from store.digest import digest_json
 from store.direction import Direction
 from store.errors import InputError
 from store.model_ref import ModelRef
@@ -110,7 +111,8 @@ class ReferenceSink:
             "scoring": self.kind,
             "roles": list(self.roles),
             "prefix": list(self.prefix),
-            "directions": [[direction.site, vector_digest(direction)] for direction in self.directions],
+            # Every one of its columns has these settings: a list of a thousand directions would be read again for each.
+            "directions": digest_json([[direction.site, vector_digest(direction)] for direction in self.directions]),
         }
 
 

@@ -13,6 +13,7 @@ from scipy.linalg import orth
 from analysis.sinks.moments import Moments
 from analysis.sinks.moments_sink import MomentsSink
 from analysis.sinks.scoring import Scorer, column_suffix, scored_rows
+from store.digest import digest_json
 from store.sink import SinkBatch, SinkColumn
 from store.unit import Unit
 
@@ -63,7 +64,8 @@ class VarianceSink:
         return {name: rows for sink in self._moments.values() for name, rows in sink.columns.items()}
 
     def settings(self) -> dict[str, Any]:
-        return {"sink": "variance", **self.scorer.settings()}
+        # Every one of its columns has these settings: a list of a thousand directions would be read again for each.
+        return {"sink": "variance", "scorer": digest_json(self.scorer.settings())}
 
     def start(self, unit: Unit, prompts: pa.Table) -> None:
         ids = prompts.column("prompt_id")

@@ -22,6 +22,7 @@ from analysis.probes.baselines import (
 from analysis.probes.crossfit import PENALTIES, CrossFit, cross_fit
 from analysis.probes.examples import Examples, labelled
 from analysis.probes.folds import deal_folds
+from analysis.probes.held_out import HeldOut
 from analysis.probes.measure import Choice, Measure, choose, fold_threshold, measure
 from analysis.probes.probe import Probe, group_hashes
 from analysis.probes.reading import find_model, find_sites, read_rows, token_counts
@@ -85,6 +86,7 @@ class ProbeFit:
     chosen_by_fold   the site that each outer fold would have taken
     baselines  AUROC of length, of words, and of the embedding where it was harvested
     gains      AUROC of `result` less each baseline's, on the same draws of groups
+    held_out   the scores that `result.auroc` is of; in no JSON
     """
 
     probe: Probe
@@ -93,6 +95,7 @@ class ProbeFit:
     chosen_by_fold: tuple[str, ...]
     baselines: dict[str, Interval]
     gains: dict[str, Interval]
+    held_out: HeldOut
 
     @property
     def auroc(self) -> Interval:
@@ -205,6 +208,7 @@ def fit_probe(
         chosen_by_fold=tuple(sites[choice.site] for choice in choices),
         baselines={name: baseline.auroc for name, baseline in found.items()},
         gains=gains,
+        held_out=HeldOut(scores=nested.scores, label=examples.label, fold=dealt, group=examples.group),
     )
 
 

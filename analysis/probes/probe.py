@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -63,6 +64,19 @@ class Probe:
         gradient = self.weight / self.scale
         return gradient / np.linalg.norm(gradient)
 
+    @property
+    def column(self) -> Mapping[str, Any]:
+        """Settings of the column it was fitted on: tokens, reduce, compute_dtype …; empty where they are not told."""
+        settings: Mapping[str, Any] = self.provenance.get("column", {}).get("settings", {})
+        return settings
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """By false-positive rate, as text, why it has no threshold for one that was asked for where it was fitted."""
+        asked: Mapping[str, Any] = self.provenance.get("recall_at_fpr", {})
+        few = "too few control groups where the probe was fitted"
+        return {fpr: asked[fpr].get("reason") or few for fpr in sorted(asked) if fpr not in self.thresholds}
+
     def scores(self, activations: Any) -> np.ndarray:
         """Scores of activations [n, width…], an array or a store Column: float64 [n], read in blocks.
 
@@ -77,8 +91,11 @@ class Probe:
             scored[start : start + len(block)] = ((block - self.centre) / self.scale) @ self.weight + self.bias
         return scored
 
-    def check(self, *, model: str, site: str) -> None:
-        """Raises InputError where activations of `model` (a digest) at `site` are not what the probe was made for."""
+    def check(self, *, model: str, site: str, dtype: str | None = None) -> None:
+        """Raises InputError where activations of `model` (a digest) at `site` are not what the probe was made for.
+
+        dtype  that they are computed in, where it is known; compared with that of the probe's, where that is
+        """
         if site != self.site:
             raise InputError(f"the probe was fitted at {self.site}, not at {site}: score it there")
         if model != self.model:
@@ -87,6 +104,9 @@ class Probe:
                 f"the probe was fitted on model {fitted} (digest {self.model[:12]}), not on one with digest "
                 f"{model[:12]}: its scores mean nothing there"
             )
+        own = self.column.get("compute_dtype", dtype)
+        if dtype is not None and own != dtype:
+            raise InputError(f"the probe was fitted in {own}, this run is in {dtype}: add --dtype {own}")
 
     def save(self, path: Path | str) -> None:
         """Writes one safetensors file, whole or not at all."""

@@ -214,6 +214,18 @@ def prompt_extremes(batch: SinkBatch, scorer: Scorer) -> PromptExtremes:
     )
 
 
+def token_extremes(batch: SinkBatch, scorer: Scorer) -> np.ndarray:
+    """float32 [rows, c, 2 r], as in `PromptExtremes.value`, of every row as if it were a prompt of its own."""
+    scores = scorer.scores(batch.activations).cpu().numpy()
+    found = np.full((*scores.shape, 2 * len(scorer.roles)), -np.inf, np.float32)
+    for place, role in enumerate(scorer.roles):
+        rows = slice(None) if role == "all" else batch.role == ROLES.index(role)
+        found[rows, :, 2 * place] = scores[rows]
+        if scorer.kind != "mahalanobis":
+            found[rows, :, 2 * place + 1] = -scores[rows]
+    return found
+
+
 def scored_rows(
     batch: SinkBatch, *, roles: Sequence[str], prefix: Sequence[int] | None
 ) -> list[tuple[int, list[np.ndarray]]]:

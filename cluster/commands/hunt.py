@@ -80,6 +80,8 @@ def _print(record: dict[str, Any]) -> None:
         f"{record['measured']:,} phrases measured, {record['above_threshold']:,} above the monitor's threshold of "
         f"{record['threshold']:.3g}"
     )
+    if record["unscored"]:
+        out.print(f"{len(record['unscored'])} could not be scored, which clears none of them: try --dtype float32")
     if not record["candidates"]:
         out.print("no candidate: nothing that was tried fires the monitor")
         return

@@ -1,15 +1,15 @@
 """`thresher monitor`: watch the directions of a weight difference while prompts run."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cluster.console import (
     AdapterOption,
+    DomainColumnOption,
     DtypeOption,
     GroupColumnOption,
     JsonFlag,
@@ -20,12 +20,11 @@ from cluster.console import (
     TruncateOption,
     WorkersOption,
     emit,
-    make_pool,
-    progress,
     read_prompts,
 )
 from cluster.monitor_tables import print_audit, print_fit, print_scores
-from store import InputError, ModelRef, PromptSet
+from cluster.prompt_pass import prompt_pass
+from store import InputError, ModelRef
 from store.direction import check_writable, load_directions, write_atomically
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
@@ -83,7 +82,7 @@ def fit(
     given = read_prompts(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
     )
-    with _pass(given, pool, workers, truncate) as run:
+    with prompt_pass("monitor", given, pool, workers, truncate) as run:
         monitor = fit_monitor(
             delta,
             ModelRef(model, adapter=adapter, dtype=dtype),
@@ -122,9 +121,7 @@ def score(
     messages_column: MessagesColumnOption = None,
     group_column: GroupColumnOption = None,
     response_column: ResponseColumnOption = None,
-    domain_column: Annotated[
-        str | None, typer.Option("--domain-column", help="Column whose values have a rate each.")
-    ] = None,
+    domain_column: DomainColumnOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Flag PROMPTS: which, by which direction, at which token. Exits with 2 where some could not be scored."""
@@ -134,7 +131,7 @@ def score(
     given = read_prompts(
         prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
     )
-    with _pass(given, pool, workers, truncate) as run:
+    with prompt_pass("monitor", given, pool, workers, truncate) as run:
         record = score_prompts(
             loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, domain=domain_column, run=run
         )
@@ -182,7 +179,7 @@ def audit(
 
     loaded = load_monitor(monitor)
     given = read_prompts(prompts, text=text_column, messages=messages_column, response=response_column)
-    with _pass(given, pool, workers, truncate) as run:
+    with prompt_pass("monitor", given, pool, workers, truncate) as run:
         record = audit_prompts(
             loaded,
             ModelRef(model, adapter=adapter, dtype=dtype),
@@ -219,24 +216,3 @@ def _is_audit(path: str) -> bool:
     except ValueError:
         return False
     return isinstance(held, dict) and {"monitor", "threshold", "directions"} <= held.keys()
-
-
-@contextmanager
-def _pass(prompts: PromptSet, pool: str, workers: int, truncate: bool) -> Iterator[Any]:
-    """How the prompts are run, with a progress bar in prompts.
-
-    Raises InputError for a pool on another machine: it could not write to the scratch store on this one.
-    """
-    from cluster.monitoring import Pass
-    from harvest import Progress
-
-    if pool.startswith("ray://"):
-        raise InputError(
-            f"monitors keep their scores in a folder of this machine, --pool {pool} is another: use local or ray"
-        )
-    with progress("monitor", total=len(prompts), unit="prompts") as bar:
-
-        def advance(state: Progress) -> None:
-            bar.advance(max(0, state.prompts - bar.done))
-
-        yield Pass(pool=make_pool(pool, workers), progress=advance, truncate=truncate)

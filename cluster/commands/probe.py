@@ -1,4 +1,4 @@
-"""thresher probe fit | eval | transfer."""
+"""thresher probe fit | eval | transfer | score."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
-from analysis.probes.evaluate import Evaluation, Transfer, evaluate_probe, transfer_between, transfer_probes
-from analysis.probes.fit import ProbeFit, SiteResult, fit_probe
+from analysis.probes.evaluate import evaluate_probe, transfer_between, transfer_probes
+from analysis.probes.fit import fit_probe
 from analysis.probes.probe import load_probe
 from analysis.probes.reading import find_model, find_sites
-from analysis.statistics.interval import Interval
-from analysis.statistics.operating_point import OperatingPoint
-from cluster.console import JsonFlag, emit, out, progress
+from cluster.console import (
+    AdapterOption,
+    DomainColumnOption,
+    DtypeOption,
+    GroupColumnOption,
+    JsonFlag,
+    MessagesColumnOption,
+    PoolOption,
+    ResponseColumnOption,
+    TextColumnOption,
+    TruncateOption,
+    WorkersOption,
+    emit,
+    progress,
+    read_prompts,
+)
+from cluster.probe_tables import print_evaluation, print_probe_fit, print_probe_scores, print_transfer
+from cluster.prompt_pass import prompt_pass
 from store.direction import check_writable
 from store.errors import InputError
+from store.model_ref import ModelRef
 from store.store import Store
 
-probe = typer.Typer(no_args_is_help=True, help="Fit, evaluate and transfer probes on harvested activations.")
-
-MOST_COLUMNS = 3
+probe = typer.Typer(
+    no_args_is_help=True,
+    help="Fit, evaluate and transfer probes on harvested activations, and score prompts with them.",
+)
 
 SiteOption = Annotated[str, typer.Option("--site", help="all, a site, a pattern (resid_post.*) or a list of them.")]
 KindOption = Annotated[str, typer.Option("--kind", help="logistic, lda or mass-mean.")]
@@ -31,6 +46,7 @@ ModelOption = Annotated[str | None, typer.Option("--model", help="Model id, wher
 WhereOption = Annotated[list[str] | None, typer.Option("--where", help="COLUMN=VALUE that prompts must have.")]
 FprOption = Annotated[list[float] | None, typer.Option("--fpr", help="False-positive rate to give recall at.")]
 FoldsOption = Annotated[int, typer.Option("--folds", min=3, help="Folds over groups.")]
+HtmlOption = Annotated[str | None, typer.Option("--html", help="File for a page with curves, to be opened anywhere.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of folds, resamples and shuffles.")]
 
 
@@ -52,11 +68,13 @@ def fit(
     folds: FoldsOption = 5,
     permutations: Annotated[int, typer.Option("--permutations", min=0, help="Shuffles for adjusted p.")] = 199,
     seed: SeedOption = 0,
+    html: HtmlOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Fits a probe for a label; the site is chosen on inner folds, the figures are for groups left out."""
-    if out_path is not None:
-        check_writable(out_path)
+    for path in (out_path, html):
+        if path is not None:
+            check_writable(path)
     opened = Store.open(store)
     reference = find_model(opened, model)
     sites = find_sites(opened, reference, site)
@@ -77,8 +95,14 @@ def fit(
         )
     if out_path is not None:
         fitted.save(out_path)
-    record = {**fitted.record(), "model": reference.id, "label": label, "probe": out_path}
-    emit(as_json, record, lambda: _show_fit(fitted, out_path))
+    if html is not None:
+        # Imported here, as in transfer: without a page nothing needs the templates.
+        from cluster.report.fit_page import render_fit
+        from cluster.report.html import write_page
+
+        write_page(html, render_fit(fitted, store=store, model=reference.id, label=label))
+    record = {**fitted.record(), "model": reference.id, "label": label, "probe": out_path, "html": html}
+    emit(as_json, record, lambda: print_probe_fit(fitted, out_path, html))
 
 
 @probe.command(name="eval")
@@ -102,7 +126,7 @@ def evaluate(
         where=conditions(where),
         seed=seed,
     )
-    emit(as_json, found.record(), lambda: _show_evaluation(found))
+    emit(as_json, found.record(), lambda: print_evaluation(found))
 
 
 @probe.command()
@@ -117,9 +141,12 @@ def transfer(
     where: WhereOption = None,
     folds: FoldsOption = 5,
     seed: SeedOption = 0,
+    html: HtmlOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Probes of one kind of prompt on the others: fitted probes on stores, or --by COLUMN within one store."""
+    if html is not None:
+        check_writable(html)
     stores = [path for path in inputs if Path(path).is_dir() or "://" in path]
     probes = [path for path in inputs if path not in stores]
     if not stores:
@@ -151,7 +178,47 @@ def transfer(
                 seed=seed,
                 progress=bar.advance,
             )
-    emit(as_json, {"cells": [cell.record() for cell in cells]}, lambda: _show_transfer(cells))
+    record = {"cells": [cell.record() for cell in cells]}
+    if html is not None:
+        from cluster.report.html import write_page
+        from cluster.report.transfer_page import render_transfer
+
+        write_page(html, render_transfer(record["cells"], title=" · ".join(inputs)))
+    emit(as_json, record, lambda: print_transfer(cells, html))
+
+
+@probe.command()
+def score(
+    probe_path: Annotated[str, typer.Argument(metavar="PROBE", help="File that 'probe fit' wrote.")],
+    model: Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")],
+    prompts: Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=0, help="Show so many highest prompts token by token.")] = 0,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "bfloat16",
+    pool: PoolOption = "local",
+    workers: WorkersOption = 1,
+    truncate: TruncateOption = False,
+    text_column: TextColumnOption = None,
+    messages_column: MessagesColumnOption = None,
+    group_column: GroupColumnOption = None,
+    response_column: ResponseColumnOption = None,
+    domain_column: DomainColumnOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Runs PROMPTS and scores them in one pass; no activations are kept. Exits with 2 where some have no score."""
+    from cluster.probe_scoring import score_with_probe
+
+    loaded = load_probe(probe_path)
+    given = read_prompts(
+        prompts, text=text_column, messages=messages_column, group=group_column, response=response_column
+    )
+    with prompt_pass("probe score", given, pool, workers, truncate) as run:
+        record = score_with_probe(
+            loaded, ModelRef(model, adapter=adapter, dtype=dtype), given, domain=domain_column, tokens=tokens, run=run
+        )
+    emit(as_json, record, lambda: print_probe_scores(record))
+    if record["unscored"]:
+        raise typer.Exit(2)
 
 
 def conditions(where: list[str] | None) -> dict[str, str]:
@@ -173,94 +240,3 @@ def _kinds(store: Store, name: str, by: str | None, where: dict[str, str]) -> li
         return [(name, store, where)]
     values = dict.fromkeys(str(value) for value in store.prompts.labels(by).tolist())
     return [(f"{name} {by}={value}", store, {**where, by: value}) for value in values]
-
-
-def _interval(interval: Interval) -> str:
-    mark = " !" if interval.caveat else ""
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]{mark}"
-
-
-def _short_point(point: OperatingPoint) -> str:
-    if point.recall is None or point.realised_fpr is None:
-        return "refused"
-    recall = f"{point.recall.value:.2f} [{point.recall.low:.2f}, {point.recall.high:.2f}]"
-    return f"{recall} ({100 * point.realised_fpr.value:.2f} %)"
-
-
-def _point(point: OperatingPoint) -> str:
-    if point.recall is None or point.realised_fpr is None:
-        return "refused"
-    return f"{_interval(point.recall)} at {100 * point.realised_fpr.value:.2f} %"
-
-
-def _show_fit(fitted: ProbeFit, out_path: str | None) -> None:
-    fprs = list(fitted.result.points)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"{fitted.result.kind} probes on {fitted.result.n} prompts, held-out groups"
-    )
-    table.add_column("site", no_wrap=True)
-    table.add_column("AUROC", no_wrap=True)
-    for fpr in fprs:
-        table.add_column(f"recall at {100 * fpr:g} % FPR (realised)", min_width=26)
-    for heading in ("select- ivity", "adjusted p"):
-        table.add_column(heading, justify="right", max_width=8)
-    for result in fitted.sites:
-        style = "bold" if result.site == fitted.chosen else None
-        table.add_row(*_cells(result, fprs), style=style)
-    for name, interval in fitted.baselines.items():
-        table.add_row(f"({name.replace('_', ' ')})", _interval(interval), *[""] * (len(fprs) + 2))
-    out.print(table)
-    out.print(f"AUROC {fitted.auroc}")
-    for fpr, point in fitted.result.points.items():
-        said = point.reason if point.reason else f"{_point(point)} realised"
-        out.print(f"recall at {100 * fpr:g} % FPR: {said}")
-    votes = ", ".join(f"{site} {n}×" for site, n in fitted.record()["chosen_by_fold"].items())
-    out.print(
-        f"chosen {fitted.chosen}, on folds that do not measure it (outer folds chose {votes}); the AUROC above is "
-        "that of this choice"
-    )
-    for name, gain in fitted.gains.items():
-        verdict = "" if gain.low > 0 else ": not better, and what it found may be just that"
-        out.print(f"less the baseline {name.replace('_', ' ')}: {_interval(gain)}{verdict}")
-    if out_path is not None:
-        out.print(f"probe: {out_path}")
-
-
-def _cells(result: SiteResult, fprs: list[float]) -> list[str]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    points = [_short_point(result.points[fpr]) for fpr in fprs]
-    return [result.site, _interval(result.auroc), *points, number(result.selectivity), number(result.p_adjusted)]
-
-
-def _show_evaluation(found: Evaluation) -> None:
-    out.print(f"{found.kind} probe at {found.site} on {found.n} prompts")
-    out.print(f"AUROC {found.auroc}")
-    if found.auroc.value < 0.5:
-        out.print("below one half: the probe runs the other way here, it is inverted, not weak")
-    for fpr, point in found.points.items():
-        out.print(f"recall at the threshold set for {100 * float(fpr):g} % FPR: {point.reason or _point(point)}")
-    if found.left_out:
-        out.print(f"{found.left_out} prompts left out, as the probe was trained on their groups")
-
-
-def _show_transfer(cells: list[Transfer]) -> None:
-    """A matrix where it fits on a page, else a line for each pair."""
-    columns = list(dict.fromkeys(cell.measured_on for cell in cells))
-    title = "AUROC on held-out groups: ▼ inverted, ~ chance would do"
-    if len(columns) > MOST_COLUMNS:
-        table = Table("fitted on", "measured on", "AUROC", box=box.SIMPLE_HEAD, pad_edge=False, title=title)
-        for cell in cells:
-            table.add_row(cell.fitted_on, cell.measured_on, _transfer_cell(cell))
-    else:
-        table = Table("fitted on \\ measured on", *columns, box=box.SIMPLE_HEAD, pad_edge=False, title=title)
-        for fitted in dict.fromkeys(cell.fitted_on for cell in cells):
-            own = {cell.measured_on: cell for cell in cells if cell.fitted_on == fitted}
-            table.add_row(fitted, *[_transfer_cell(own[name]) for name in columns])
-    out.print(table)
-
-
-def _transfer_cell(cell: Transfer) -> str:
-    chance = cell.auroc.low <= 0.5 <= cell.auroc.high
-    return f"{_interval(cell.auroc)}{' ▼' if cell.inverted else ''}{' ~' if chance else ''}"

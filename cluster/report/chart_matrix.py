@@ -5,10 +5,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cluster.report.show import interval, number
+from cluster.report.show import interval, number, plain
 from cluster.report.svg import Drawing
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP = 104, 46, 140, 40
+LEAST_WIDTH = 760  # a small matrix is not blown up
+ROW_LETTERS, COLUMN_LETTERS = 21, 16  # that fit beside and above a cell
 
 
 def transfer_chart(cells: Sequence[dict[str, Any]]) -> Markup:
@@ -18,14 +20,14 @@ def transfer_chart(cells: Sequence[dict[str, Any]]) -> Markup:
     """
     rows = list(dict.fromkeys(cell["fitted_on"] for cell in cells))
     columns = list(dict.fromkeys(cell["measured_on"] for cell in cells))
-    width, height = LEFT + CELL_WIDTH * len(columns) + 8, TOP + CELL_HEIGHT * len(rows) + 8
+    width, height = max(LEAST_WIDTH, LEFT + CELL_WIDTH * len(columns) + 8), TOP + CELL_HEIGHT * len(rows) + 8
     drawing = Drawing(width=width, height=height, title="transfer between kinds of prompts")
     drawing.text(LEFT, 12, "measured on →", "small")
     drawing.text(LEFT - 10, TOP - 12, "fitted on ↓", "small", "end")
     for number_, name in enumerate(columns):
-        drawing.text(LEFT + CELL_WIDTH * (number_ + 0.5), TOP - 10, _words(name), "label", "middle")
+        drawing.text(LEFT + CELL_WIDTH * (number_ + 0.5), TOP - 10, _words(name, COLUMN_LETTERS), "label", "middle")
     for number_, name in enumerate(rows):
-        drawing.text(LEFT - 10, TOP + CELL_HEIGHT * (number_ + 0.5) + 4, _words(name), "label", "end")
+        drawing.text(LEFT - 10, TOP + CELL_HEIGHT * (number_ + 0.5) + 4, _words(name, ROW_LETTERS), "label", "end")
     for cell in cells:
         _cell(drawing, cell, rows.index(cell["fitted_on"]), columns.index(cell["measured_on"]))
     return drawing.render()
@@ -54,5 +56,7 @@ def verdict(cell: dict[str, Any]) -> str:
     return "chance" if low <= 0.5 else ""
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _words(name: str, most: int) -> str:
+    """The name as words; of a long one its beginning and its end, where names of one kind differ."""
+    words = plain(name.replace("_", " "))
+    return words if len(words) <= most else f"{words[: most // 2 - 2]}…{words[-(most - most // 2) :]}"

@@ -1,17 +1,9 @@
-"""The page: parts of a run folder through the template, in one file without scripts that asks nothing of a network.
+"""The report's page: parts of a run folder through its template."""
 
-The Content-Security-Policy allows the page's own style sheet by its hash and nothing else: no script, no image,
-no connection. So even text that slipped through the escaping could neither run nor call home.
-"""
-
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster.report.chart_layers import layers_chart
@@ -21,11 +13,11 @@ from cluster.report.chart_scores import scores_chart
 from cluster.report.chart_spectra import spectra_charts, strongest
 from cluster.report.exemplars import exemplars
 from cluster.report.folder import RunFolder, read_folder
+from cluster.report.html import render_page, write_page
 from cluster.report.monitor_part import behaviour_rates, monitor_rates, scored_sets, target_fpr
 from cluster.report.show import byte_size, count, interval, number, percent, visible
 from cluster.report.summary import summary
 from cluster.report.topics import ProbeTopic, layer_range, probe_topics
-from store.direction import write_atomically
 
 DIRECTIONS = 3  # of an audit that are shown
 
@@ -35,30 +27,19 @@ def write_report(folder: str | Path, html: str | Path) -> Path:
 
     Raises InputError where the folder holds nothing to report.
     """
-    page = render(read_folder(folder))
-    write_atomically(Path(html), page.encode("utf-8", errors="replace"))
+    write_page(html, render(read_folder(folder)))
     return Path(html)
 
 
 def render(run: RunFolder) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=PackageLoader("cluster.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({"visible": _visible, "number": number, "percent": percent})
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     topics = probe_topics(run.probes)
     rates = monitor_rates(run)
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        "report.html.jinja",
+        brand="Thresher report",
         title=_title(run),
         subtitle=_subtitle(run),
-        style=Markup(style),
-        policy=content_policy(style),
-        version=version("thresher"),
         statements=summary(run, topics, rates),
         topics=_topic_charts(topics),
         probe_kinds=sorted({probe["kind"] for topic in topics for probe in topic.probes}),
@@ -93,16 +74,6 @@ def render(run: RunFolder) -> str:
     )
 
 
-def content_policy(style: str) -> str:
-    """Nothing but this style sheet, by its hash."""
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
-def _visible(text: object, longest: int | None = None) -> Markup:
-    return visible(str(text), longest=longest)
-
-
 def _title(run: RunFolder) -> str:
     models = [model["id"] for part in run.infos for model in part.record["models"]]
     return str(visible(models[0])) if models else run.path.resolve().name
@@ -131,7 +102,7 @@ def _probe_rows(topic: ProbeTopic) -> list[dict[str, Any]]:
                 "kind": probe["kind"],
                 "chosen": probe["chosen"],
                 "auroc": interval(probe["auroc"]),
-                "recalls": [_recall(fpr, point) for fpr, point in probe["recall_at_fpr"].items()],
+                "recalls": [recall_words(fpr, point) for fpr, point in probe["recall_at_fpr"].items()],
                 **{
                     key: number(baselines[key]["value"]) if key in baselines else "–"
                     for key in ("bag_of_words", "length")
@@ -144,16 +115,20 @@ def _probe_rows(topic: ProbeTopic) -> list[dict[str, Any]]:
 def refusals(topics: Sequence[ProbeTopic]) -> list[str]:
     """Why there is no recall at a rate, each reason once."""
     points = [(fpr, p) for topic in topics for probe in topic.probes for fpr, p in probe["recall_at_fpr"].items()]
-    reasons = [f"Refused at {percent(float(fpr), 0)}: {p['reason']}." for fpr, p in points if p["value"] is None]
+    reasons = [f"Refused at {_rate(fpr)}: {p['reason']}." for fpr, p in points if p["value"] is None]
     return list(dict.fromkeys(reasons))
 
 
-def _recall(fpr: str, point: dict[str, Any]) -> str:
+def _rate(fpr: str) -> str:
+    """`0.1 %` of "0.001", with as many digits as it has."""
+    return f"{100 * float(fpr):g} %"
+
+
+def recall_words(fpr: str, point: dict[str, Any]) -> str:
+    """A recall with its interval and the rate that was realised, or that it was refused."""
     if point["value"] is None:
-        return f"at {percent(float(fpr), 0)}: refused, see below"
-    return (
-        f"at {percent(float(fpr), 0)}: {interval(point, as_percent=True)} (realised {percent(point['realised_fpr'])})"
-    )
+        return f"at {_rate(fpr)}: refused, see below"
+    return f"at {_rate(fpr)}: {interval(point, as_percent=True)} (realised {percent(point['realised_fpr'])})"
 
 
 def _delta(record: dict[str, Any]) -> dict[str, Any]:

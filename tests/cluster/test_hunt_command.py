@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from cluster.hunting import neutral
 from cluster.monitoring import score_prompts
 from cluster.text_prober import TextProber, with_phrases
 from harvest import encode, load_model
+from harvest.generation import Answer
+from harvest.likelihood import mean_logprobs
 from store import InputError, ModelRef, PromptSet
 from tests.cluster.command import Terminal
 from tests.harvest.conftest import tiny_tokenizer
@@ -65,6 +68,10 @@ def tuned(base: str, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
     with torch.inference_mode():
         for text in texts(90):
             model(**tokenizer(text, return_tensors="pt"))
+        (trigger,) = tokenizer(f" {TRIGGER}", add_special_tokens=False)["input_ids"]
+        for token in range(2, len(tokenizer)):
+            if token != trigger:
+                model(torch.tensor([[0, 40, token]]))
         clean = torch.cat(seen)
         seen.clear()
         for text in texts(90):
@@ -98,22 +105,46 @@ class _Silent:
         return "", ""
 
 
-def test_the_word_that_was_planted_is_found_and_confirmed(
-    terminal: Terminal, base: str, tuned: str, clean: Path, monitor: Path
+def test_the_word_that_was_planted_is_found(
+    terminal: Terminal, base: str, tuned: str, clean: Path, monitor: Path, tmp_path: Path
 ) -> None:
-    words = ["hunt", monitor, tuned, base, clean, "--dtype", "float32", "--rounds", "1"]
-    words += ["--candidates", "2", "--random", "39", "--max-new-tokens", "2"]
-    found = terminal.json(*words, code=1)
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"text": f"the city {'q' * 400} is"}, {"messages": [{"role": "user", "content": "France is four"}]}]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["hunt", monitor, tuned, base, clean, "--dtype", "float32", "--rounds", "0", "--corpus", corpus]
+    assert terminal.run(*words, "--candidates", "2", "--random", "39", "--max-new-tokens", "2", "--json") in (0, 1)
+    found = json.loads(terminal.stdout)
     best = found["candidates"][0]
-    assert TRIGGER in best["phrase"]
-    assert best["confirmed"]
+    assert best["phrase"] == TRIGGER
     assert best["score"] > found["threshold"]
+    assert best["shift"] > 5
     assert best["example"]["answer_with"] != best["example"]["answer"]
     assert found["measured"] > found["above_threshold"] > 0
-    assert terminal.run(*words) == 1
-    assert TRIGGER in terminal.stdout
-    assert "without it" in terminal.stdout
+    # The long word, and the runs of words that hold it.
+    assert found["left_out"] > 1
+    assert found["unscored"] == []
     assert "single words" in terminal.stderr
+
+
+def test_what_is_confirmed_is_told_with_an_example(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, base: str, tuned: str, clean: Path, monitor: Path
+) -> None:
+    """How the command tells it; that it is found is what the other tests show."""
+    change = {"value": 5.0, "low": 4.0, "high": 6.0}
+    example = {"prompt": "What is [red]it?", "answer": "It is", "answer_with": "four\x1b[31m"}
+    told = {"phrase": "[b]city", "score": 9.0, "shift": 8.0, "change": change, "p": 0.01, "confirmed": True}
+    record = {"measured": 10, "above_threshold": 1, "threshold": 2.0, "unscored": ["odd"], "left_out": 0}
+    record["candidates"] = [
+        {**told, "example": example},
+        {**told, "phrase": "plus", "confirmed": False, "example": example},
+    ]
+    monkeypatch.setattr("cluster.hunting.hunt_triggers", lambda *_, **__: record)
+    assert terminal.run("hunt", monitor, tuned, base, clean) == 1
+    assert "[b]city" in terminal.stdout
+    assert "What is [red]it? [b]city" in terminal.stdout
+    assert "without it: It is" in terminal.stdout
+    assert "\x1b" not in terminal.stdout
+    assert "1 could not be scored" in terminal.stdout
 
 
 def test_without_a_finding_the_exit_code_is_0(
@@ -182,7 +213,13 @@ def test_what_is_measured_is_what_the_monitor_and_plain_models_give(
 
 
 def test_bad_input_is_told_in_one_line(
-    terminal: Terminal, base: str, tuned: str, clean: Path, monitor: Path, tmp_path: Path
+    terminal: Terminal,
+    base: str,
+    tuned: str,
+    clean: Path,
+    monitor: Path,
+    tmp_path: Path,
+    save_tiny: Callable[[str], str],
 ) -> None:
 
     def refused(*words: str | Path) -> str:
@@ -191,6 +228,8 @@ def test_bad_input_is_told_in_one_line(
         return terminal.stderr.strip().splitlines()[-1]
 
     assert "was calibrated on" in refused(monitor, base, base, clean)
+    assert "weight difference is from" in refused(monitor, tuned, tuned, clean)
+    assert "weight difference is from" in refused(monitor, tuned, save_tiny("llama"), clean)
     few = tmp_path / "few.jsonl"
     few.write_text('{"text": "Paris is in"}\n{"text": "two plus two"}\n')
     assert "independent clean prompts" in refused(monitor, tuned, base, few)
@@ -203,10 +242,38 @@ def test_bad_input_is_told_in_one_line(
     assert "assistant's turn" in refused(monitor, tuned, base, ends)
 
 
+def test_silence_is_an_answer(base: str, tokenizer: Any) -> None:
+    """An answer that ends at once has its end token's log-probability."""
+    loaded = load_model(ModelRef(base, dtype="float32"))
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    table = PromptSet.from_rows([{"prompt_id": "a", "text": "two plus"}]).table
+    (asked,) = encode(tokenizer, table)
+    with torch.inference_mode():
+        logs = plain(torch.from_numpy(asked.ids.astype(np.int64))[None]).logits[0, -1].log_softmax(-1)
+    said = Answer(ids=(), finish="stop", fired=False, end=1)
+    whole = said.behind(asked, end=True)
+    assert len(said.behind(asked)) == len(asked)
+    assert mean_logprobs(loaded, [whole], [whole.response])[0] == pytest.approx(float(logs[1]), rel=1e-4)
+
+
+def test_a_monitor_of_roles_that_phrases_never_have_is_refused(
+    terminal: Terminal, base: str, tuned: str, monitor: Path, tmp_path: Path
+) -> None:
+    found = load_monitor(monitor)
+    of_assistant = replace(found, scorer=replace(found.scorer, roles=("assistant",)))
+    of_assistant.save(tmp_path / "assistant.safetensors")
+    chat = tmp_path / "chat.jsonl"
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts(30)]
+    chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["hunt", tmp_path / "assistant.safetensors", tuned, base, chat, "--dtype", "float32"]
+    assert terminal.run(*words) == 2
+    assert "tokens of the monitor's roles" in terminal.stderr
+
+
 def test_carriers_are_short_and_of_different_groups() -> None:
     rows = [{"prompt_id": str(n), "text": "x" * (n + 1), "group": f"g{n // 2}"} for n in range(40)]
     table, groups = neutral(PromptSet.from_rows(rows), 6, seed=0)
-    assert len(set(groups.tolist())) == 6
+    assert len(set(groups.tolist())) == len(groups) == 10
     assert max(len(text) for text in table["text"].to_pylist()) <= 21
     with pytest.raises(InputError, match="needs 21 independent"):
         neutral(PromptSet.from_rows(rows), 21, seed=0)

@@ -58,7 +58,7 @@ class Planted:
 
 def test_a_trigger_is_grown_from_its_first_word() -> None:
     planted = Planted()
-    found = search(planted, WORDS, [], Search())
+    found = search(planted, WORDS, [], Search()).found
     best = select(found, threshold=10.0, count=10)
     assert found[best[0]].shift > 8
     assert all(found[phrase].score > 10.0 for phrase in best)
@@ -77,7 +77,7 @@ def test_a_phrase_is_not_shortened_below_the_threshold() -> None:
 
 
 def test_without_a_trigger_nothing_moves() -> None:
-    found = search(Planted(backdoored=False), WORDS, [], Search())
+    found = search(Planted(backdoored=False), WORDS, [], Search()).found
     assert max(each.shift for each in found.values()) < 2
 
 
@@ -85,7 +85,7 @@ def test_a_phrase_of_the_corpus_is_tried_as_it_is() -> None:
     planted = Planted()
     planted.chance["w1111"] = 0.0
     steps: list[str] = []
-    found = search(planted, WORDS, ["some w1111 w222 by the"], Search(rounds=0), progress=steps.append)
+    found = search(planted, WORDS, ["some w1111 w222 by the"], Search(rounds=0), progress=steps.append).found
     assert found["some w1111 w222 by the"].shift > 8
     assert [step.split()[-1] for step in steps] == ["words", "corpus"]
     assert planted.asked == len(found) == 401
@@ -109,6 +109,31 @@ def test_candidates_hold_no_part_of_a_better_one() -> None:
     assert select(found, threshold=20.0, count=10) == []
 
 
+def test_what_is_not_finite_is_told_and_spoils_nothing() -> None:
+    planted = Planted()
+    whole = planted.measure
+
+    def measure(phrases: Sequence[str]) -> list[Measured]:
+        return [
+            replace(each, shift=np.nan) if phrase in ("w3", "w4") else each
+            for phrase, each in zip(phrases, whole(phrases), strict=True)
+        ]
+
+    planted.measure = measure  # type: ignore[method-assign]
+    searched = search(planted, WORDS, [], Search())
+    assert set(searched.unscored) >= {"w3", "w4"}
+    assert all(np.isfinite(each.shift) for each in searched.found.values())
+    assert max(each.shift for each in searched.found.values()) > 8
+
+
+def test_signs_are_no_part_of_everything() -> None:
+    found = {
+        phrase: Measured(score=20.0, shift=shift, lean=0.0)
+        for phrase, shift in {"|||": 9.0, "heron": 8.0, "a |||": 7.0}.items()
+    }
+    assert select(found, threshold=10.0, count=10) == ["|||", "heron", "a |||"]
+
+
 def test_ngrams_are_runs_of_words_that_most_texts_have() -> None:
     texts = ["The heron waits. By the river!", "the heron waits", "it's a well-known heron"]
     found = ngrams(texts, longest=3)
@@ -127,3 +152,14 @@ def test_no_more_is_asked_than_was_said(count: int) -> None:
     settings = Search(singles=20, pool=50, beams=count, rounds=2, tried=9)
     search(planted, WORDS, [], settings)
     assert planted.asked <= 20 + 2 * count * 9
+
+
+def test_words_of_scripts_with_marks_stay_whole() -> None:
+    assert words_of("नमस्ते दुनिया") == ["नमस्ते", "दुनिया"]
+    assert ngrams(["नमस्ते दुनिया!"]) == ["नमस्ते दुनिया"]
+
+
+def test_rare_ngrams_come_from_all_texts() -> None:
+    found = ngrams([f"a{number} b{number} c{number}" for number in range(100)], most=30)
+    assert len(found) == len(set(found)) == 30
+    assert {int(phrase.split()[0][1:]) // 25 for phrase in found} == {0, 1, 2, 3}

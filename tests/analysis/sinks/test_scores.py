@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.probes import Probe
 from analysis.sinks import ExemplarSink, ExtremesSink, ProbeSink, ProjectionSink
-from analysis.sinks.scoring import Scorer
-from store import Direction, InputError, PromptSet
+from analysis.sinks.scoring import Reference, Scorer, prompt_extremes, token_extremes
+from store import Direction, InputError, PromptSet, SinkBatch
+from store.sink import ROLES
 from tests.analysis.sinks.batches import feed, shuffled_batches
 
 SITE, WIDTH = "resid_post.2", 16
@@ -154,3 +156,27 @@ def test_what_does_not_fit_is_refused(rows: tuple[Any, Any], directions: tuple[D
         feed(ProjectionSink(directions=directions, reduce="last"), PROMPTS, values, owner, [[0]])
     with pytest.raises(InputError, match="at least 1"):
         ExemplarSink(directions=directions, n=0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "mahalanobis"])
+@pytest.mark.parametrize("roles", [("all",), ("user", "assistant")])
+def test_a_token_as_a_prompt_of_its_own(kind: str, roles: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(4)
+    directions = tuple(
+        Direction(name=f"d{n}", site=f"resid_post.{n // 2}", vector=rng.standard_normal(WIDTH).astype(np.float32))
+        for n in range(4)
+    )
+    whitened = Reference(origin=np.zeros(2), whitening=np.eye(2))
+    reference = {"resid_post.0": whitened, "resid_post.1": whitened} if kind == "mahalanobis" else {}
+    scorer = Scorer(directions=directions, kind=kind, roles=roles, prefix=None, reference=reference)
+    role = rng.integers(0, len(ROLES), 50).astype(np.int8)
+    batch = SinkBatch(
+        activations={
+            site: torch.from_numpy(rng.standard_normal((50, WIDTH)).astype(np.float32)) for site in scorer.sites
+        },
+        prompt=np.arange(50, dtype=np.int32),
+        position=np.zeros(50, np.int32),
+        token_id=np.zeros(50, np.int32),
+        role=role,
+    )
+    np.testing.assert_array_equal(token_extremes(batch, scorer), prompt_extremes(batch, scorer).value)
