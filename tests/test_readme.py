@@ -65,7 +65,8 @@ def test_python(workplace: Path) -> None:
     assert re.search(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("name", ["harvest.md", pytest.param("weights.md", marks=pytest.mark.system)])
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["harvest.md", "weights.md"])
 def test_docs(workplace: Path, name: str) -> None:
     document = ROOT / "docs" / name
     for block in blocks("sh", document):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -13,6 +14,7 @@ from analysis.weights.pair import pair_up
 from store.model_ref import ModelRef
 
 
+@pytest.mark.system
 def test_gguf_tensors_equal_from_pretrained(smollm2_path: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(ModelRef(smollm2_path))
     path = Path(smollm2_path)
