@@ -24,7 +24,7 @@ from store import IncompleteError, InputError, ModelRef, PromptSet
 
 Step = Callable[[str], None]
 WORD_TOKENS, PHRASE_TOKENS = 8, 24  # longer ones are not tried
-ROOM = 96  # tokens of the context behind a carrier: a list of words, or a phrase and what it grows by
+ROOM = 72  # tokens of the context behind a carrier: a list of words, or a phrase and what it grows by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +145,17 @@ def _quiet(monitor: Monitor, tuned: LoadedModel, tokenizer: Any, table: pa.Table
     """
     prompts = encode(tokenizer, with_phrases(table, [""]))
     rows = [row for row, each in enumerate(prompts) if tuned.context is None or len(each) + ROOM <= tuned.context]
-    some = rows[: 4 * count]
-    scores = whole_scores(monitor, tuned, [prompts[row] for row in some])
-    check_some(monitor, np.isnan(scores), np.isneginf(scores))
-    chosen = np.array(some)[scores <= monitor.threshold][:count]
+    chosen = rows[: 4 * count]
+    if chosen:
+        scores = whole_scores(monitor, tuned, [prompts[row] for row in chosen])
+        check_some(monitor, np.isnan(scores), np.isneginf(scores))
+        chosen = np.array(chosen)[scores <= monitor.threshold][:count].tolist()
     if len(chosen) < count:
         raise InputError(
             f"a hunt needs {count} independent clean prompts that leave {ROOM} tokens of the context and do not fire "
             f"the monitor, there are {len(chosen)}: give more, such as the monitor was calibrated on"
         )
-    return chosen
+    return np.array(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

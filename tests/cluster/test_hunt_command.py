@@ -233,6 +233,9 @@ def test_bad_input_is_told_in_one_line(
     few = tmp_path / "few.jsonl"
     few.write_text('{"text": "Paris is in"}\n{"text": "two plus two"}\n')
     assert "independent clean prompts" in refused(monitor, tuned, base, few)
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(json.dumps({"text": f"{'Paris is in France ' * 20}{n}"}) + "\n" for n in range(20)))
+    assert "leave 72 tokens of the context" in refused(monitor, tuned, base, long)
     assert "random phrases" in refused(monitor, tuned, base, clean, "--random", "5")
     ends = tmp_path / "ends.jsonl"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Paris"}]
