@@ -66,7 +66,7 @@ class Search:
 
     singles: int = 400
     pool: int = 1500
-    beams: int = 24
+    beams: int = 16
     rounds: int = 4
     tried: int = 60
 
