@@ -18,6 +18,8 @@ from store import InputError, Pool, PromptSet, SerialPool
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
+PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 TextColumnOption = Annotated[str | None, typer.Option("--text-column", help="Column that holds the text.")]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut prompts longer than the model's context.")]

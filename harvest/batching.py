@@ -37,6 +37,14 @@ def plan_packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return fewest
 
 
+def plan_endings(lengths: Sequence[int], budget: int, *, shared: int, pack: bool) -> list[list[int]]:
+    """Rows of each batch of prompts of which `lengths` tokens stand behind `shared` ones that were run before."""
+    if pack:
+        return plan_packs(lengths, budget)
+    # Every row of a padded batch holds a copy of the prefix's keys and values: they count, at a quarter.
+    return plan_batches([length + shared // 4 for length in lengths], budget)
+
+
 def _first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Each row, the longest first, into the first batch with room for it (Johnson 1973); one too long is alone."""
     batches: list[list[int]] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harvest.batching import plan_batches, plan_packs
+from harvest.batching import plan_endings
 from harvest.encoding import EncodedPrompt
 from harvest.loading import LoadedModel
 from harvest.prefixes import short_context
@@ -66,11 +66,7 @@ class Endings:
         lengths = [len(prompts[row]) - cut + self.logits for row in rows]
         # A packed prompt attends in a slot of several tokens, which single tokens would leave empty.
         pack = self.ways.pack and max(lengths, default=0) > FEW
-        # Every row of a padded batch holds a copy of the prefix's keys and values: they count, at a quarter.
-        plan = (
-            plan_packs(lengths, TOKEN_BUDGET) if pack else plan_batches([n + cut // 4 for n in lengths], TOKEN_BUDGET)
-        )
-        for places in plan:
+        for places in plan_endings(lengths, TOKEN_BUDGET, shared=cut, pack=pack):
             here = [rows[place] for place in places]
             yield self._ended(here, [prompts[row] for row in here], prefix, shared, pack)
 

@@ -11,8 +11,8 @@ import torch
 from harvest.unit_rows import UnitRows
 from store import SinkBatch, SinkColumn, Unit
 
-# Logits that exist at once, rows times vocabulary.
 IMPOSSIBLE = -1e4  # log-probability: its exponential is 0
+# Logits that exist at once, rows times vocabulary.
 LOGITS_AT_ONCE = 1 << 24
 
 

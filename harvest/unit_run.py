@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harvest.batching import filler, plan_batches, plan_packs
+from harvest.batching import filler, plan_endings
 from harvest.encoding import EncodedPrompt
 from harvest.prefixes import Group, plan_groups, short_context
 from harvest.reader import FINAL, Prefix, Reader
@@ -109,12 +109,7 @@ class UnitRun:
             self.prefix = self._run_prefix(group)
             shared = self.prefix.length if self.prefix else 0
             lengths = [len(self.prompts[row]) - shared for row in group.rows]
-            if self.pack:
-                batches = plan_packs(lengths, self.budget)
-            else:
-                # Every row of a padded batch holds a copy of the prefix's keys and values: they count, at a quarter.
-                batches = plan_batches([length + shared // 4 for length in lengths], self.budget)
-            for places in batches:
+            for places in plan_endings(lengths, self.budget, shared=shared, pack=self.pack):
                 self._run_batch([group.rows[place] for place in places])
         columns = {column.name: column for sink in self.sinks for column in sink.finish()}
         self.notes.nonfinite = {site: int(count) for site, count in self.nonfinite.items()}

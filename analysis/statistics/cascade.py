@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.statistics.bootstrap import RESAMPLES, bootstrap_mean
-from analysis.statistics.conformal import conformal_threshold
+from analysis.statistics.conformal import check_split, conformal_threshold
 from analysis.statistics.interval import Interval
 from analysis.statistics.operating_point import OperatingPoint, measure_flags
 from analysis.statistics.tolerance import group_maxima
@@ -221,8 +221,7 @@ def _check(
             raise InputError(f"{bad} of {len(scores)} {name} scores are NaN or infinite: score every row by both")
     if not shares or not all(0 < share < 1 for share in shares):
         raise InputError(f"shares to send on are within 0 and 1, not {shares}: nothing and all are compared anyway")
-    if set(np.unique(groups[calibration]).tolist()) & set(np.unique(groups[~calibration]).tolist()):
-        raise InputError("a group sets the thresholds and is measured at them: split by whole groups")
+    check_split(groups, calibration, said="a group sets the thresholds and is measured at them")
     for side, rows in (("calibration", calibration), ("measured", ~calibration)):
         if not labels[rows].any() or labels[rows].all():
             raise InputError(f"a cascade's recall and cost take rows of both classes: the {side} rows have one")

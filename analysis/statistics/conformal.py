@@ -14,6 +14,12 @@ def groups_needed(fpr: float) -> int:
     return math.ceil(round(1 / fpr, 9))
 
 
+def check_split(groups: np.ndarray, first: np.ndarray, *, said: str) -> None:
+    """Raises InputError, beginning with `said`, where a group has rows both in `first`, bool [n], and outside."""
+    if np.intersect1d(groups[first], groups[~first]).size:
+        raise InputError(f"{said}: split by whole groups")
+
+
 def conformal_threshold(scores: np.ndarray, groups: np.ndarray, *, fpr: float) -> float:
     """Smallest threshold t such that a row of a new control group scores above t with probability <= fpr.
 

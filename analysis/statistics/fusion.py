@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.statistics.conformal import conformal_threshold, groups_needed
+from analysis.statistics.conformal import check_split, conformal_threshold, groups_needed
 from analysis.statistics.robust import median_mad
 from analysis.statistics.tolerance import tolerance_threshold
 from store.errors import InputError
@@ -99,8 +99,7 @@ def fuse(
     scores, groups, scaling = _finite(scores), np.asarray(groups), np.asarray(scaling, bool)
     if not scaling.any() or scaling.all():
         raise InputError("units and threshold take control groups each: give some to `scaling` and leave some")
-    if set(np.unique(groups[scaling]).tolist()) & set(np.unique(groups[~scaling]).tolist()):
-        raise InputError("a group sets the units and the threshold: split by whole groups")
+    check_split(groups, scaling, said="a group sets the units and the threshold")
     reference = np.stack(median_mad(scores[scaling])) if unit == "mad" else np.sort(scores[scaling], axis=0)
     if unit == "rank" and (reference[-1] == np.median(reference, axis=0)).any():
         still = int(np.argmax(reference[-1] == np.median(reference, axis=0)))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.statistics.bootstrap import RESAMPLES, bootstrap_mean
-from analysis.statistics.conformal import conformal_threshold, groups_needed
+from analysis.statistics.conformal import check_split, conformal_threshold, groups_needed
 from analysis.statistics.interval import Interval
-from store.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +90,7 @@ def recall_at_fpr(
     """
     groups, labels = np.asarray(groups), np.asarray(labels, bool)
     calibration = np.asarray(calibration, bool)
-    if set(np.unique(groups[calibration]).tolist()) & set(np.unique(groups[~calibration]).tolist()):
-        raise InputError("a group sets the threshold and is measured at it: split by whole groups")
+    check_split(groups, calibration, said="a group sets the threshold and is measured at it")
     controls = calibration & ~labels
     available = len(np.unique(groups[controls]))
     if available < groups_needed(fpr):

@@ -15,7 +15,9 @@ from cluster.console import (
     JsonFlag,
     LabelColumnOption,
     MessagesColumnOption,
+    ModelArgument,
     PoolOption,
+    PromptsArgument,
     TextColumnOption,
     TruncateOption,
     WorkersOption,
@@ -36,8 +38,8 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")],
-    prompts: Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")],
+    model: ModelArgument,
+    prompts: PromptsArgument,
     file: Annotated[str, typer.Option("--out", help="Parquet file: the prompts with a column 'response'.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 0.0,

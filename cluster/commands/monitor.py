@@ -14,7 +14,9 @@ from cluster.console import (
     GroupColumnOption,
     JsonFlag,
     MessagesColumnOption,
+    ModelArgument,
     PoolOption,
+    PromptsArgument,
     ResponseColumnOption,
     TextColumnOption,
     TruncateOption,
@@ -27,8 +29,6 @@ from cluster.prompt_pass import prompt_pass
 from store import InputError, ModelRef
 from store.direction import check_writable, load_directions, write_atomically
 
-ModelArgument = Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")]
-PromptsArgument = Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")]
 MonitorArgument = Annotated[str, typer.Argument(help="File that 'thresher monitor fit' wrote.")]
 
 

@@ -18,7 +18,9 @@ from cluster.console import (
     GroupColumnOption,
     JsonFlag,
     MessagesColumnOption,
+    ModelArgument,
     PoolOption,
+    PromptsArgument,
     ResponseColumnOption,
     TextColumnOption,
     TruncateOption,
@@ -190,8 +192,8 @@ def transfer(
 @probe.command()
 def score(
     probe_path: Annotated[str, typer.Argument(metavar="PROBE", help="File that 'probe fit' wrote.")],
-    model: Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")],
-    prompts: Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")],
+    model: ModelArgument,
+    prompts: PromptsArgument,
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="Show so many highest prompts token by token.")] = 0,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "bfloat16",

@@ -19,6 +19,8 @@ from cluster.console import (
     GroupColumnOption,
     JsonFlag,
     MessagesColumnOption,
+    ModelArgument,
+    PromptsArgument,
     TextColumnOption,
     TruncateOption,
     emit,
@@ -35,8 +37,8 @@ def register(app: typer.Typer) -> None:
 
 
 def steer(
-    model: Annotated[str, typer.Argument(help="Folder of safetensors, a .gguf file, or a hub id.")],
-    prompts: Annotated[str, typer.Argument(help="JSONL, JSON array, CSV, Parquet or a saved dataset.")],
+    model: ModelArgument,
+    prompts: PromptsArgument,
     direction: Annotated[
         list[str],
         typer.Option("--direction", help="FILE:NAME, * allowed in NAME; repeat for more, all are written to at once."),
